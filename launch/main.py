@@ -1,0 +1,34 @@
+"""Lives one life, or several to compare: python -m launch.main [--config=configs/tiny.py] [--workdir=DIR] [--config.KEY=VALUE]."""
+
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "what to live, and how", lock_config=False)
+WORKDIR = flags.DEFINE_string("workdir", "runs/tiny", "where everything is written; the same directory resumes")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
+    import jax
+
+    from sleep_jax import checkpoint, life, settings
+
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}, "
+        f"{jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} devices",
+        flush=True,
+    )
+    try:
+        life.run(settings.load(CONFIG.value.to_dict()), WORKDIR.value)
+    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
+        if os.environ.get("SLEEP_JAX_TRACEBACK"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")
+
+
+if __name__ == "__main__":
+    app.run(main)

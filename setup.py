@@ -1,0 +1,45 @@
+"""Package metadata. Installing puts `sleep_jax` alone into site-packages; launch/ and configs/ run from a checkout."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sleep_jax/__init__.py").read_text()).group(1)
+TEST = ["pytest>=8", "pytest-xdist", "rapidfuzz", "hypothesis"]
+TFDS = ["tensorflow-datasets"]
+
+setuptools.setup(
+    name="sleep_jax",
+    version=VERSION,
+    description="Continual learning for language models by wake and sleep, in JAX",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["sleep_jax", "sleep_jax.*"]),
+    package_data={"sleep_jax": ["assets/**/*"]},
+    install_requires=[
+        "absl-py",
+        "chex",
+        # flax up to 0.12.8 breaks on jax 0.11.1 and later, and Python 3.11 ends with jax 0.10.
+        'jax>=0.10,<0.11; python_version < "3.12"',
+        'jax>=0.10; python_version >= "3.12"',
+        "flax>=0.12.8",
+        "grain>=0.2.12",
+        "ml-collections>=1.0",
+        "numpy",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "rich",
+        "tensorboardX",
+        "tokenizers",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda12]"],
+        "tfds": TFDS,
+        "test": TEST,
+        "dev": [*TEST, "ruff"],
+    },
+)

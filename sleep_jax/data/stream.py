@@ -1,0 +1,153 @@
+"""The stream of experiences that a life is lived on, and the sources by name.
+
+Every source ends in the same three containers: an `Example` is one thing to read, or to be asked; an
+`Experience` is what one day brings, with the probes that later ask what has stayed of it; a `Stream` is
+birth and the days after it.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prompt with its answer; with the prompt '' it is free text that is only read."""
+
+    prompt: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """What one day brings (`train`) and the probes of it (`valid` for decisions, `test` for reports)."""
+
+    name: str
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A life's material: what is known at birth, then one experience per day."""
+
+    birth: Experience
+    days: tuple[Experience, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """Which source, and how it is cut into birth and days.
+
+    Raises:
+      ValueError: when a number is outside its range; the message names the key.
+    """
+
+    source: str = "biographies"  # biographies, clinc150, documents or tfds
+    data_dir: str = ""  # folder of data sets; clinc150 reads {data_dir}/clinc150/, tfds its prepared data
+    path: str = ""  # documents: the folder of .txt and .md files
+    seed: int = 0  # biographies: who lives where; the other sources are as their files are
+    birth_fraction: float = 0.5  # share of domains, folders or classes known at birth (biographies: unused)
+    days: int = 0  # number of days; 0 = all that there are (biographies have no end: 3)
+    people_at_birth: int = 24  # biographies: people known at birth
+    people_per_day: int = 8  # biographies: new people per day
+    attributes: int = 4  # biographies: facts per person, the first so many of biographies.ATTRIBUTES
+    tfds_name: str = ""  # tfds: name of the data set, as in 'ag_news_subset' or 'name/config:1.0.0'
+    tfds_text: str = "text"  # tfds: feature that is read
+    tfds_label: str = "label"  # tfds: feature of type ClassLabel whose names are the answers
+    # tfds: train, valid and test in TFDS's split notation
+    tfds_splits: tuple[str, str, str] = ("train[:90%]", "train[90%:]", "test")
+
+    def __post_init__(self):
+        for key, least in (
+            ("seed", 0), ("days", 0), ("people_at_birth", 1), ("people_per_day", 1), ("attributes", 1),
+        ):  # fmt: skip
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
+        if not 0 <= self.birth_fraction <= 1:
+            raise ValueError(f"birth_fraction={self.birth_fraction} must lie between 0 and 1")
+        if len(self.tfds_splits) != 3:
+            raise ValueError(f"tfds_splits={self.tfds_splits!r} must name three splits: train, valid, test")
+
+
+def load(config: StreamConfig) -> Stream:
+    """The stream of the source that `config.source` names.
+
+    Args:
+      config: source and its settings.
+
+    Returns:
+      Birth and at least one day, each with train, valid and test examples.
+
+    Raises:
+      ValueError: on an unknown source (naming the nearest), and whatever the source raises about its data.
+    """
+    # The sources import the containers above, so they can only be imported once this module exists.
+    from sleep_jax.data import biographies, clinc, documents, tfds
+
+    sources = {
+        "biographies": biographies.load,
+        "clinc150": clinc.load,
+        "documents": documents.load,
+        "tfds": tfds.load,
+    }
+    if config.source not in sources:
+        raise ValueError(
+            f"source={config.source!r} is not a source of data{did_you_mean(config.source, sources)}; "
+            f"there are {', '.join(sources)}"
+        )
+    return sources[config.source](config)
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """', did you mean ...?' with the nearest known word, and nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def size_at_birth(total: int, birth_fraction: float, what: str) -> int:
+    """round(birth_fraction * total), at least 1 and at most all but one.
+
+    Args:
+      total: number of groups (domains, folders, classes).
+      birth_fraction: share of them that is known at birth.
+      what: what the groups are, for the message, with where they were found.
+
+    Raises:
+      ValueError: when there are fewer than two groups, because a life needs a birth and a day.
+    """
+    if total < 2:
+        raise ValueError(f"{what}: found {total}, but birth and one day need at least 2")
+    return min(max(round(birth_fraction * total), 1), total - 1)
+
+
+def divide(groups: Sequence[Experience], birth_fraction: float, days: int, what: str) -> Stream:
+    """Birth from the first groups together, then one group per day, in the given order.
+
+    Args:
+      groups: one experience per domain or folder.
+      birth_fraction: see `size_at_birth`.
+      days: how many days to live; 0 = all groups after birth.
+      what: what the groups are, for messages.
+
+    Raises:
+      ValueError: when `days` exceeds the groups that are left after birth.
+    """
+    born = size_at_birth(len(groups), birth_fraction, what)
+    left = len(groups) - born
+    if days > left:
+        raise ValueError(
+            f"days={days}, but {what} leave {left} after birth ({born} of {len(groups)} are known at birth, "
+            f"birth_fraction={birth_fraction}); lower days or birth_fraction"
+        )
+    return Stream(merge("birth", groups[:born]), tuple(groups[born : born + (days or left)]))
+
+
+def merge(name: str, groups: Sequence[Experience]) -> Experience:
+    """One experience from several, in their order."""
+    joined = {
+        split: tuple(example for group in groups for example in getattr(group, split))
+        for split in ("train", "valid", "test")
+    }
+    return Experience(name, **joined)

@@ -1,0 +1,47 @@
+"""What is asked of a learner: greedy answers to held-out probes, matched after normalisation."""
+
+import re
+import string
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sleep_jax.data.stream import Example
+
+Answerer = Callable[[Sequence[Example]], list[str]]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Lower case without punctuation, articles and surplus space (SQuAD's; Rajpurkar et al. 2016, 1606.05250)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def matches(answers: Sequence[str], expected: Sequence[str]) -> np.ndarray:
+    """Whether each answer equals the expected one after normalisation, as bool [n].
+
+    Where normalisation leaves nothing of the expected answer, the raw texts are compared.
+    """
+    pairs = zip(answers, expected, strict=True)
+    return np.array([normalise(a) == normalise(e) if normalise(e) else a.strip() == e.strip() for a, e in pairs], bool)
+
+
+def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float:
+    """Share of probes answered as expected.
+
+    Raises:
+      ValueError: there is nothing to ask.
+    """
+    if not probes:
+        raise ValueError("accuracy of no probes: the experience has an empty split")
+    return float(matches(answerer(probes), [p.answer for p in probes]).mean())
+
+
+def accuracies(answerer: Answerer, sets: Sequence[Sequence[Example]]) -> list[float]:
+    """`accuracy` of several sets, asked in one go."""
+    probes = [p for probes in sets for p in probes]
+    hits = matches(answerer(probes), [p.answer for p in probes])
+    ends = np.cumsum([len(s) for s in sets])
+    return [float(part.mean()) for part in np.split(hits, ends[:-1])]

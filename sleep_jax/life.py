@@ -1,0 +1,208 @@
+"""A life: birth, then days and nights over a stream of experiences, and what is told of it at the end."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from sleep_jax import checkpoint, evals, losses, methods, metrics, optim, phases, report, rng, steps
+from sleep_jax.data import encoding, pipeline, stream
+from sleep_jax.data.stream import Experience
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.fit import Account, World, fit
+from sleep_jax.methods import finetune
+from sleep_jax.methods.base import Method
+from sleep_jax.model.build import build
+from sleep_jax.ops import retention
+from sleep_jax.partition import Partitioner
+from sleep_jax.phases import State
+from sleep_jax.settings import Config, as_json
+from sleep_jax.types import Tree
+
+BIRTH = "000-birth"
+# Where a life is, not what it is: these may differ between two runs in one directory.
+FREE_KEYS = ("data_dir", "method", "mesh")
+
+
+def run(config: Config, workdir: str) -> list[metrics.Summary]:
+    """Lives every (seed, method) that the configuration names, each in a directory of its own, and reports.
+
+    Directories are <workdir>, <workdir>/<method> where there are several methods, and <workdir>/seed<k>/<method>
+    where there are several seeds. Births are made once per seed, in <...>/birth, and shared by the methods. The same
+    command on the same directory resumes.
+
+    Raises:
+      ValueError, CheckpointError: what the configuration, the data or the directory make impossible, before anything
+        is written to what is there.
+    """
+    names = [n.strip() for n in config.method.split(",") if n.strip()]
+    chosen = {name: methods.get(name) for name in names}
+    root = pathlib.Path(workdir)
+    checkpoint.work_dir_config(root, as_json(config), ignore=FREE_KEYS)
+    material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
+    summaries = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        base = root / f"seed{seed}" if config.seeds > 1 else root
+        newborn = birth(config, seed, base / "birth", material)
+        for name, method in chosen.items():
+            workdir = base / name if len(chosen) > 1 or config.seeds > 1 else base
+            summaries.append(live(config, seed, workdir, material, newborn, name, method))
+            report.write(root)
+    metrics.closing_table(summaries)
+    print(f"report: {root / 'report.html'}")
+    return summaries
+
+
+@dataclasses.dataclass
+class Newborn:
+    """What all lives of one seed start from."""
+
+    tok: Tokenizer
+    params: Tree
+
+
+def _world(config: Config, seed: int, workdir: pathlib.Path, material: stream.Stream, tok: Tokenizer, read_only=False) -> World:
+    model_config = dataclasses.replace(config.model, vocab_size=tok.vocab_size)
+    return World(
+        config=config,
+        seed=seed,
+        workdir=workdir,
+        stream=material,
+        tok=tok,
+        model=build(model_config, config.memory, eos=tok.eos),
+        partitioner=Partitioner(config.mesh),
+        writer=None if read_only else metrics.MetricsWriter(workdir, phases.position(workdir)),
+        account=Account(),
+    )
+
+
+def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Stream) -> Newborn:
+    """The model that has read the birth documents: trained here, or taken from `birth.checkpoint`.
+
+    Raises:
+      FileNotFoundError: `birth.checkpoint` is not the birth of a life.
+    """
+    given = pathlib.Path(config.birth.checkpoint) if config.birth.checkpoint else None
+    file = (given or workdir) / "tokenizer.json"
+    if given and not (file.exists() and BIRTH in checkpoint.boundaries(given)):
+        raise FileNotFoundError(
+            f"birth.checkpoint={given} holds no tokenizer.json with phases/{BIRTH}: name the folder birth/ that "
+            "launch.main wrote"
+        )
+    if not file.exists():
+        texts = encoding.texts(material.birth.train)
+        tok = Tokenizer.load(config.tokenizer) if config.tokenizer else Tokenizer.train(texts, config.vocab_size)
+        workdir.mkdir(parents=True, exist_ok=True)
+        tok.save(file.with_suffix(".half"))
+        file.with_suffix(".half").replace(file)
+    world = _world(config, seed, given or workdir, material, Tokenizer.load(file), read_only=given is not None)
+    params = world.partitioner.put(world.model.init(rng.stream(seed, "birth/init")))
+    memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
+    if given:
+        return Newborn(world.tok, phases.load(world, BIRTH, State(params, memory)).params)
+
+    def train(state: State) -> State:
+        rows = finetune.pack(world, material.birth.train)
+        finetune.read(world, material.birth)
+        count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
+        batches = pipeline.batches(rows, config.birth.batch_rows, seed, epochs=None)
+        optimizer = optim.make(config.birth.optim, count)
+        step = steps.make(losses.supervised(world.model), optimizer)
+        trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, state.params), None, batches, count)
+        return dataclasses.replace(state, params=trained.params)
+
+    checkpoint.sweep(workdir)
+    state = phases.phase(world, BIRTH, State(params, memory), train)
+    world.writer.close()
+    return Newborn(world.tok, state.params)
+
+
+def live(
+    config: Config,
+    seed: int,
+    workdir: pathlib.Path,
+    material: stream.Stream,
+    newborn: Newborn,
+    name: str,
+    method: Method,
+) -> metrics.Summary:
+    """One method's days and nights, resumed where they stand."""
+    checkpoint.sweep(workdir)
+    world = _world(config, seed, workdir, material, newborn.tok)
+    memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
+    lived: list[Experience] = [material.birth]
+
+    def begin(state: State) -> State:
+        return dataclasses.replace(state, extra=method.extra(world, state.params), retention=[measure(state)])
+
+    def measure(state: State) -> list[float]:
+        answerer = method.answerer(world, state, lived[1:])
+        found = evals.accuracies(answerer, [e.test for e in lived])
+        return found + [None] * (len(material.days) + 1 - len(found))
+
+    state = State(newborn.params, memory, extra=method.extra_like(newborn.params))
+    state = phases.phase(world, BIRTH, state, begin)
+    for cycle, experience in enumerate(material.days, 1):
+        print(f"{name} · seed {seed} · day {cycle} of {len(material.days)}: {experience.name}", flush=True)
+        lived.append(experience)
+        for i, (part, body) in enumerate(method.phases):
+            phase_name = f"{cycle:03d}-{part}"
+
+            def live_phase(state, body=body, phase_name=phase_name, last=i == len(method.phases) - 1):
+                state = body(world, phase_name, state, cycle, experience)
+                return dataclasses.replace(state, retention=[*state.retention, measure(state)]) if last else state
+
+            state = phases.phase(world, phase_name, state, live_phase)
+        publish(world, state, name)
+    summary = publish(world, state, name)
+    world.writer.close()
+    return summary
+
+
+def publish(world: World, state: State, name: str) -> metrics.Summary:
+    """Writes retention.csv, links.jsonl, slots.json and summary.json as they follow from the state."""
+    names = [world.stream.birth.name, *(d.name for d in world.stream.days)]
+    metrics.write_retention(world.workdir, names, state.retention)
+    for links in state.links:
+        metrics.write_links(world.workdir, links)
+    metrics.write_slots(world.workdir, [_slot(s) for s in state.slots])
+    weights = np.array([len(world.stream.birth.test), *(len(d.test) for d in world.stream.days)], float)
+    matrix = np.array([[np.nan if v is None else v for v in row] for row in state.retention])
+    n = len(matrix)
+    matrix, weights = matrix[:, :n], weights[:n]
+    seconds: dict[str, float] = {}
+    for line in metrics.read_jsonl(world.workdir / "timings.jsonl")[0]:
+        if "/" not in line["phase"]:
+            seconds[line["phase"]] = seconds.get(line["phase"], 0.0) + line["seconds"]
+    summary = metrics.Summary(
+        method=name,
+        seed=world.seed,
+        final_accuracy=float(retention.final_average_accuracy(matrix, weights)),
+        birth_before=float(matrix[0, 0]),
+        birth_after=float(matrix[-1, 0]),
+        experiences={k: float(v) for k, v in zip(names[1:n], matrix[-1, 1:], strict=True)},
+        learning_accuracy=float(np.mean(np.diagonal(matrix)[1:])) if n > 1 else None,
+        backward_transfer=float(retention.backward_transfer(matrix)) if n > 1 else None,
+        forgetting_from_peak=float(retention.forgetting_from_peak(matrix)) if n > 1 else None,
+        wall_s=seconds,
+        tokens={k: getattr(world.account, k) for k in ("source", "dreamt", "gradient")},
+        flops=world.account.flops,
+        peak_rss_bytes=metrics.peak_rss_bytes(),
+        nights=state.nights,
+    )
+    metrics.write_summary(world.workdir, summary)
+    return summary
+
+
+def _slot(slot) -> metrics.Slot:
+    night = slot.nights[-1]
+    return metrics.Slot(
+        level=slot.level,
+        slot=slot.index,
+        night=night,
+        experience=slot.experiences[-1],
+        documents=slot.documents,
+        dreams=slot.dreams,
+        dreams_file=f"dreams/night-{night:02d}.jsonl",
+        merged_from=slot.nights if len(slot.nights) > 1 else (),
+    )

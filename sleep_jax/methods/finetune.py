@@ -1,0 +1,105 @@
+"""Fine-tuning of the whole backbone: on the day alone, on everything so far, or with a small buffer."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sleep_jax import losses, optim, steps
+from sleep_jax.data import encoding, packing, pipeline
+from sleep_jax.data.encoding import Encoded
+from sleep_jax.data.stream import Example, Experience
+from sleep_jax.fit import World, fit
+from sleep_jax.phases import State
+from sleep_jax.steps import Objective
+from sleep_jax.types import Batch, Tree
+
+
+def documents(world: World, examples: Sequence[Example]) -> list[Encoded]:
+    """Examples as every method reads them: in both directions, free text as it is."""
+    length = world.config.row_length
+    pairs = [encoding.encode_recalling(world.tok, e, length) for e in examples if e.prompt]
+    return encoding.encode(world.tok, examples, length) + pairs
+
+
+def budget(world: World) -> int:
+    """Gradient tokens per cycle: as many as a day and a night of Sleep may spend."""
+    c = world.config
+    if c.baseline.gradient_tokens:
+        return c.baseline.gradient_tokens
+    return c.sleep.steps * c.sleep.batch_rows * c.row_length
+
+
+def steps_for(world: World, rows: Batch) -> int:
+    """Steps that spend the budget on these rows, by how full they are."""
+    full = float((rows.segments_BT > 0).mean())
+    return max(round(budget(world) / (world.config.baseline.batch_rows * world.config.row_length * full)), 1)
+
+
+def mixed(new: Batch, old: Batch, share: float, seed: int) -> Batch:
+    """Rows of which `share` are old, drawn with repetition where there are too few."""
+    draw = np.random.default_rng(seed)
+    want = max(round(len(new.tokens_BT) * share / (1 - share)), 1)
+    pick = np.concatenate([draw.permutation(len(old.tokens_BT)) for _ in range(-(-want // len(old.tokens_BT)))])[:want]
+    return jax.tree.map(lambda a, b: np.concatenate([a, b[pick]]), new, old)
+
+
+def pack(world: World, examples: Sequence[Example]) -> Batch:
+    """Packed rows of the examples, in both directions."""
+    return packing.pack(documents(world, examples), world.config.row_length)[0]
+
+
+def read(world: World, experience: Experience) -> None:
+    """Puts the day's tokens on the account, each once."""
+    world.account.source += sum(len(e.tokens) for e in documents(world, experience.train))
+
+
+def fit_backbone(
+    world: World, name: str, state: State, cycle: int, rows: Batch, objective: Objective | None = None, frozen: Tree = None
+) -> State:
+    """Trains the backbone on rows within the budget; without an objective, on next-token prediction."""
+    count = steps_for(world, rows)
+    batches = pipeline.batches(rows, world.config.baseline.batch_rows, world.seed * 1000 + cycle, epochs=None)
+    optimizer = optim.make(world.config.baseline.optim, count)
+    objective = objective or losses.supervised(world.model)
+    step = steps.make(objective, optimizer)
+    trained, _ = fit(world, name, cycle, step, steps.init(optimizer, state.params), frozen, batches, count)
+    return dataclasses.replace(state, params=trained.params)
+
+
+def sequential(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
+    """The day alone: what every continual learner is measured against."""
+    read(world, experience)
+    return fit_backbone(world, name, state, cycle, pack(world, experience.train))
+
+
+def joint(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
+    """Everything lived so far, birth included, with nothing ever taken away: the upper bound."""
+    read(world, experience)
+    lived = [world.stream.birth, *world.stream.days[:cycle]]
+    return fit_backbone(world, name, state, cycle, pack(world, [e for x in lived for e in x.train]))
+
+
+def replay(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
+    """Experience replay with a reservoir of real examples (Vitter 1985; Chaudhry et al. 2019, 1902.10486)."""
+    read(world, experience)
+    buffer = reservoir(world, cycle)
+    old = pack(world, buffer)
+    share = world.config.baseline.replay_share
+    return fit_backbone(world, name, state, cycle, mixed(pack(world, experience.train), old, share, cycle))
+
+
+def reservoir(world: World, cycle: int) -> list[Example]:
+    """The buffer on the morning of a day: a uniform sample of all that was read before, a function of the seed alone."""
+    draw = np.random.default_rng([world.seed, 7])
+    buffer: list[Example] = []
+    seen = 0
+    for experience in [world.stream.birth, *world.stream.days[: cycle - 1]]:
+        for example in experience.train:
+            seen += 1
+            if len(buffer) < world.config.baseline.replay_buffer:
+                buffer.append(example)
+            elif (at := draw.integers(seen)) < len(buffer):
+                buffer[at] = example
+    return buffer

@@ -1,0 +1,106 @@
+"""From configuration to `Model`: the network as pure functions on plain nested dicts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sleep_jax.model import decode as decode_lib
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.model.config import MemoryConfig, ModelConfig
+from sleep_jax.model.transformer import Transformer
+from sleep_jax.types import Array, Memory, Model, Output, Rollout, Tree
+
+
+def _layer_inputs(memory: Memory | None) -> Tree:
+    if memory is None:
+        return {}
+    layer = {} if memory.bank is None else {"bank": memory.bank}
+    return layer if memory.fast is None else {**layer, "fast": memory.fast}
+
+
+def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Model:
+    """The pure functions of a decoder of this shape; `eos` is the token that ends a text."""
+    net = Transformer(config, memory_config)
+
+    def init(key: Array) -> Tree:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        shared = {"positions_BT": tokens, "mask_BTS": jnp.ones((1, 1, 1), bool)}
+        return net.init(key, tokens, {}, shared, method=lambda m, *xs: m.unembed(m(*xs)[0]))["params"]
+
+    def run(params, tokens_BT, positions_BT, mask_BTS, memory, cache=None, random_keys_B=None):
+        shared = {"positions_BT": positions_BT, "mask_BTS": mask_BTS}
+        if memory is not None and memory.bank is not None:
+            shared["active"] = memory.active_LE
+            if random_keys_B is not None:
+                shared["random_keys_B"] = random_keys_B
+        layer = _layer_inputs(memory)
+        if cache is not None:
+            layer["cache"] = cache
+        return net.apply({"params": params}, tokens_BT, layer, shared)
+
+    def unembed(params: Tree, hidden_BTD: Array) -> Array:
+        return net.apply({"params": params}, hidden_BTD, method=net.unembed)
+
+    def apply(
+        params: Tree,
+        tokens_BT: Array,
+        *,
+        memory: Memory | None = None,
+        segments_BT: Array | None = None,
+        positions_BT: Array | None = None,
+    ) -> Output:
+        """Logits and last hidden states of whole sequences.
+
+        Args:
+          params: backbone.
+          tokens_BT: int32.
+          memory: fast deltas and expert slots; its `active_LE` may be [L, E], or [B, L, E] for a mask per sequence.
+            None is the plain decoder.
+          segments_BT: tokens attend within their segment; None is one segment per row.
+          positions_BT: counted from 0 in each segment; None is 0, 1, 2, ...
+
+        Raises:
+          ValueError: the sequence is longer than `model.max_len`.
+        """
+        B, T = tokens_BT.shape
+        if T > config.max_len and segments_BT is None:
+            raise ValueError(f"a sequence of {T} tokens is longer than model.max_len={config.max_len}; shorten it or raise the key")
+        steps_T = jnp.arange(T)
+        mask_BTS = jnp.broadcast_to(steps_T[:, None] >= steps_T[None], (B, T, T))
+        if segments_BT is not None:
+            mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None]
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(steps_T, (B, T))
+        hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory)
+        routes = ys["gates_BTLE"]
+        return Output(unembed(params, hidden_BTD), hidden_BTD, None if routes is None else routes.mean(0))
+
+    def decode(
+        params: Tree, prompts_BT: Array, lengths_B: Array, keys_B: Array, *, memory: Memory | None = None, **options
+    ) -> Rollout:
+        """Samples continuations; options and returns as in `decode.decode`."""
+        T, new = prompts_BT.shape[1], options["max_new"]
+        if T + new > config.max_len:
+            raise ValueError(
+                f"prompts padded to {T} tokens plus {new} new ones exceed model.max_len={config.max_len}; "
+                "shorten the prompts, sample less or raise the key"
+            )
+
+        def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
+            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, cache, random_keys_B)
+            if cache is None:  # prefill: only the last true token of each row is read
+                hidden_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
+            return unembed(params, hidden_BTD)[:, 0], ys["kv"]
+
+        return decode_lib.decode(step, prompts_BT, lengths_B, keys_B, eos=eos, **options)
+
+    return Model(
+        config=config,
+        memory_config=memory_config,
+        init=init,
+        init_memory=functools.partial(memory_lib.init, config, memory_config),
+        apply=apply,
+        unembed=unembed,
+        decode=decode,
+    )

@@ -1,0 +1,84 @@
+"""Shapes and settings of the network, validated once."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-family decoder.
+
+    Raises:
+      ValueError: two settings disagree; the message names both and the keys that set them.
+    """
+
+    vocab_size: int = 1024
+    width: int = 128  # D
+    layers: int = 4  # N
+    heads: int = 4  # H
+    kv_heads: int = 4  # J, divides heads
+    head_size: int = 32  # K, even
+    ff: int = 352  # F
+    max_len: int = 64  # longest sequence, in tokens
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    remat: bool = False  # recompute each layer in the backward pass
+    unroll: int = 1  # layers per iteration of the scan over depth
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv_heads}: "
+                "every key/value head serves the same number of query heads"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"model.head_size={self.head_size} is odd; rotary embeddings turn pairs of channels")
+        for key in ("vocab_size", "width", "layers", "heads", "kv_heads", "ff", "max_len", "unroll"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        for key in ("param_dtype", "compute_dtype"):
+            if not jnp.issubdtype(jnp.dtype(getattr(self, key)), jnp.floating):
+                raise ValueError(f"model.{key}={getattr(self, key)!r} is not a floating-point type")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """The memory levels between the context window (level 0) and the backbone (never updated).
+
+    Levels of fast memory own existing MLP weights and learn awake, each with its update period C_l; levels of
+    slow memory are banks of low-rank expert slots and learn asleep.
+
+    Raises:
+      ValueError: two settings disagree.
+    """
+
+    periods: tuple[int, ...] = (512,)  # C_l in tokens, fastest first; each divides the next
+    reading: Literal["depth", "width"] = "depth"  # a period per layer, or per slice of hidden units
+    static_share: float = 0.0  # share of layers (or slices) that no fast level owns
+    slow_levels: int = 1  # L, banks of expert slots, fastest first
+    slots: int = 6  # E, physical slots per bank; the last free one is kept for merging
+    rank: int = 64  # R, hidden width of an expert
+    expert_scale: float = 2.0  # alpha / R
+
+    def __post_init__(self):
+        for fast, slow in zip(self.periods, self.periods[1:], strict=False):
+            if slow % fast:
+                raise ValueError(f"memory.periods={self.periods}: {fast} does not divide {slow}, so level updates misalign")
+        if not self.periods or min(self.periods) < 1:
+            raise ValueError(f"memory.periods={self.periods} must hold at least one period of at least 1 token")
+        if self.reading not in ("depth", "width"):
+            raise ValueError(f"memory.reading={self.reading!r} is neither 'depth' nor 'width'")
+        if not 0 <= self.static_share < 1:
+            raise ValueError(f"memory.static_share={self.static_share} is not in [0, 1)")
+        if self.slots < 2:
+            raise ValueError(f"memory.slots={self.slots}: a bank needs one slot to fill and one kept for merging")
+        for key in ("slow_levels", "rank"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"memory.{key}={getattr(self, key)} must be at least 1")

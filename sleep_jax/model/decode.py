@@ -1,0 +1,135 @@
+"""Sampling with a key/value cache: one jitted loop that stops when every row has ended."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sleep_jax.model.layers import MASKED
+from sleep_jax.types import Array, Memory, Rollout, Tree
+
+
+def filter_logits(logits_BV: Array, temperature: float, top_k: int, top_p: float) -> Array:
+    """Logits of the distribution that is sampled: divided by temperature, cut to the top k, then to the nucleus p.
+
+    The nucleus is the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2019, 1904.09751).
+    """
+    logits_BV = logits_BV / temperature
+    if top_k:
+        kth_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < kth_B1, MASKED, logits_BV)
+    if top_p < 1:
+        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BV, axis=-1)
+        last_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < last_B1, MASKED, logits_BV)
+    return logits_BV
+
+
+def decode(
+    step: Callable[..., tuple[Array, Tree]],
+    prompts_BT: Array,
+    lengths_B: Array,
+    keys_B: Array,
+    *,
+    max_new: int,
+    eos: int,
+    pad: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    random_expert: bool = False,
+) -> Rollout:
+    """Continues right-padded prompts.
+
+    Row b's random numbers come from `keys_B[b]` alone, so the same prompt gives the same text in any batch and on any mesh.
+    New tokens share one cache index per iteration behind the padded prompts (positions still count from
+    the true end of each prompt): a cache write is then one slice update and never a scatter.
+
+    Args:
+      step: `step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B) -> (logits_BV, kv)`: logits after the last true token;
+        `cache` is None or `(k_NBSJK, v_NBSJK)` and `kv` the new keys and values of the same layout.
+      prompts_BT: int32, right-padded.
+      lengths_B: true lengths, at least 1.
+      keys_B: one random key per row.
+      max_new: most tokens to sample per row.
+      eos: token that ends a row.
+      temperature: 0 means greedy.
+      top_k: 0 means all.
+      top_p: 1 means all.
+      random_expert: each router opens one extra random active expert (the same for all tokens of a call of `step`).
+
+    Returns:
+      Rollout of T + max_new tokens; greedy tokens report log-probabilities of the unfiltered distribution.
+    """
+    B, T = prompts_BT.shape
+    rows_B = jnp.arange(B)
+
+    def random_keys(i):
+        return jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 1), i))(keys_B) if random_expert else None
+
+    def sample(logits_BV, i):
+        if temperature == 0:
+            token_B = jnp.argmax(logits_BV, axis=-1)
+        else:
+            logits_BV = filter_logits(logits_BV, temperature, top_k, top_p)
+            token_B = jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, 2 + i), x))(keys_B, logits_BV)
+        logp_B = logits_BV[rows_B, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
+        return token_B.astype(jnp.int32), logp_B
+
+    steps_T = jnp.arange(T)
+    prompt_BS = steps_T[None] < lengths_B[:, None]
+    causal_BTS = (steps_T[None, :, None] >= steps_T[None, None]) & prompt_BS[:, None]
+    positions_BT = jnp.broadcast_to(steps_T, (B, T))
+    logits_BV, kv = step(prompts_BT, positions_BT, causal_BTS, None, random_keys(0))
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, max_new), (0, 0), (0, 0))), kv)
+    token_B, logp_B = sample(logits_BV, 0)
+    state = {
+        "i": jnp.int32(1),
+        "new_BT": jnp.full((B, max_new), pad, jnp.int32).at[:, 0].set(token_B),
+        "logp_BT": jnp.zeros((B, max_new), jnp.float32).at[:, 0].set(logp_B),
+        "count_B": jnp.ones(B, jnp.int32),
+        "done_B": token_B == eos,
+        "token_B": token_B,
+        "cache": cache,
+    }
+
+    def going(s):
+        return (s["i"] < max_new) & ~jnp.all(s["done_B"])
+
+    def advance(s):
+        i = s["i"]
+        new_BS = jnp.broadcast_to(jnp.arange(max_new)[None] < i - 1, (B, max_new))
+        mask_BS = jnp.concatenate([prompt_BS, new_BS, jnp.ones((B, 1), bool)], axis=1)
+        positions_B1 = (lengths_B + i - 1)[:, None]
+        logits_BV, kv = step(s["token_B"][:, None], positions_B1, mask_BS[:, None], s["cache"], random_keys(i))
+        cache = jax.tree.map(lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, T + i - 1, 2), s["cache"], kv)
+        token_B, logp_B = sample(logits_BV, i)
+        token_B = jnp.where(s["done_B"], pad, token_B)
+        return {
+            "i": i + 1,
+            "new_BT": s["new_BT"].at[:, i].set(token_B),
+            "logp_BT": s["logp_BT"].at[:, i].set(jnp.where(s["done_B"], 0.0, logp_B)),
+            "count_B": s["count_B"] + ~s["done_B"],
+            "done_B": s["done_B"] | (token_B == eos),
+            "token_B": token_B,
+            "cache": cache,
+        }
+
+    s = jax.lax.while_loop(going, advance, state)
+
+    # Close the gap between each prompt's true end and its completion.
+    index_BT = jnp.arange(T + max_new)[None] - lengths_B[:, None]
+    sampled_BT = (index_BT >= 0) & (index_BT < s["count_B"][:, None])
+    clipped_BT = jnp.clip(index_BT, 0, max_new - 1)
+    prompts_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)), constant_values=pad)
+    new_BT = jnp.take_along_axis(s["new_BT"], clipped_BT, axis=1)
+    length_B = lengths_B + s["count_B"]
+    in_prompt_BT = index_BT < 0
+    return Rollout(
+        tokens_BT=jnp.where(sampled_BT, new_BT, jnp.where(in_prompt_BT, prompts_BT, pad)),
+        logps_BT=jnp.where(sampled_BT, jnp.take_along_axis(s["logp_BT"], clipped_BT, axis=1), 0.0),
+        sampled_BT=sampled_BT.astype(jnp.float32),
+        length_B=length_B,
+        ended_B=s["done_B"],
+    )

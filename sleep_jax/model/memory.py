@@ -1,0 +1,160 @@
+"""Continuum memory: which MLP weights learn awake at which period, and the banks of low-rank experts.
+
+Sources: Sleep (2606.03979) section 2.2, Eq. 1-2 and appendix B; Nested Learning (2512.24695) section 7.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleep_jax.model.config import MemoryConfig, ModelConfig
+from sleep_jax.model.layers import MASKED, project
+from sleep_jax.types import Array, Memory, Tree
+
+
+def levels(model: ModelConfig, memory: MemoryConfig) -> np.ndarray:
+    """The fast level that owns each hidden unit of each MLP, as level_NF int32; -1 is the static backbone.
+
+    Depth-wise, layers are split into equal groups, earlier layers faster; width-sliced, the hidden units of
+    every layer are. The last `static_share` of layers or units belongs to no level. Both are readings: the papers say
+    "placing the MLP blocks in different levels" (Nested Learning, 9.1) and no more.
+    """
+    count = len(memory.periods)
+    size = model.layers if memory.reading == "depth" else model.ff
+    owned = max(round(size * (1 - memory.static_share)), 1)
+    if owned < count:
+        raise ValueError(
+            f"memory.periods names {count} levels but only {owned} of {size} "
+            f"{'layers' if memory.reading == 'depth' else 'hidden units'} are theirs "
+            f"(model.{'layers' if memory.reading == 'depth' else 'ff'}, memory.static_share={memory.static_share})"
+        )
+    level = np.full(size, -1, np.int32)
+    level[:owned] = np.arange(owned) * count // owned
+    if memory.reading == "depth":
+        return np.broadcast_to(level[:, None], (model.layers, model.ff)).copy()
+    return np.broadcast_to(level, (model.layers, model.ff)).copy()
+
+
+def init(model: ModelConfig, memory: MemoryConfig, key: Array) -> Memory:
+    """Empty memory: zero deltas, every slot locked, A ~ N(0, 1/D) and the rest of each slot 0."""
+    N, D, F = model.layers, model.width, model.ff
+    L, E, R = memory.slow_levels, memory.slots, memory.rank
+    fast = {k: jnp.zeros(s, jnp.float32) for k, s in (("gate_NDF", (N, D, F)), ("up_NDF", (N, D, F)), ("down_NFD", (N, F, D)))}
+    bank = {
+        "a_NLEDR": jax.random.normal(key, (N, L, E, D, R), jnp.float32) * D**-0.5,
+        "b_NLERD": jnp.zeros((N, L, E, R, D), jnp.float32),
+        "w_NLDE": jnp.zeros((N, L, D, E), jnp.float32),
+        "bias_NLE": jnp.zeros((N, L, E), jnp.float32),
+    }
+    return Memory(fast=fast, bank=bank, active_LE=jnp.zeros((L, E), bool))
+
+
+def rest(memory: Memory) -> Memory:
+    """The resting self: the same memory with the fast level masked."""
+    return dataclasses.replace(memory, fast=None)
+
+
+def forget_day(memory: Memory) -> Memory:
+    """The same memory with empty fast levels."""
+    return dataclasses.replace(memory, fast=jax.tree.map(jnp.zeros_like, memory.fast))
+
+
+def clear_slots(memory: Memory, mask: np.ndarray) -> Memory:
+    """The same memory with the slots of `mask` [L, E] locked and set to zero."""
+    keep = ~jnp.asarray(mask)
+    bank = {
+        "a_NLEDR": jnp.where(keep[None, :, :, None, None], memory.bank["a_NLEDR"], 0),
+        "b_NLERD": jnp.where(keep[None, :, :, None, None], memory.bank["b_NLERD"], 0),
+        "w_NLDE": jnp.where(keep[None, :, None], memory.bank["w_NLDE"], 0),
+        "bias_NLE": jnp.where(keep[None], memory.bank["bias_NLE"], 0),
+    }
+    return dataclasses.replace(memory, bank=bank, active_LE=memory.active_LE & keep)
+
+
+def force_slot(memory: Memory, level: int, index: int) -> Memory:
+    """The same memory with the routers of one slot always choosing it, to tell what it knows from when it is asked."""
+    bias = memory.bank["bias_NLE"].at[:, level, index].set(-MASKED)
+    return dataclasses.replace(memory, bank={**memory.bank, "bias_NLE": bias})
+
+
+def with_active(memory: Memory, active: Array) -> Memory:
+    """The same memory with other slots unlocked: [L, E] for all, or [B, L, E] for each sequence of a batch."""
+    return dataclasses.replace(memory, active_LE=active)
+
+
+def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
+    """The parameters of one slot at unlock: A ~ N(0, 1/D), B = 0, router column and bias 0.
+
+    With router logit 0 it ties with "no expert" and wins the tie, and loses to every older expert that was chosen:
+    expansion changes no output, and yet the new slot is on the path of the gradient.
+    """
+    N, D, R = model.layers, model.width, memory.rank
+    return {
+        "a_NDR": jax.random.normal(key, (N, D, R), jnp.float32) * D**-0.5,
+        "b_NRD": jnp.zeros((N, R, D), jnp.float32),
+        "w_ND": jnp.zeros((N, D), jnp.float32),
+        "bias_N": jnp.zeros((N,), jnp.float32),
+    }
+
+
+def write_slot(memory: Memory, slot: Tree, level: int | Array, index: int | Array, *, unlock: bool = True) -> Memory:
+    """Memory with the parameters of one slot replaced; differentiable with respect to `slot`, and to it alone."""
+    bank = memory.bank
+    bank = {
+        "a_NLEDR": bank["a_NLEDR"].at[:, level, index].set(slot["a_NDR"]),
+        "b_NLERD": bank["b_NLERD"].at[:, level, index].set(slot["b_NRD"]),
+        "w_NLDE": bank["w_NLDE"].at[:, level, :, index].set(slot["w_ND"]),
+        "bias_NLE": bank["bias_NLE"].at[:, level, index].set(slot["bias_N"]),
+    }
+    active = memory.active_LE.at[..., level, index].set(True) if unlock else memory.active_LE
+    return dataclasses.replace(memory, bank=bank, active_LE=active)
+
+
+def read_slot(memory: Memory, level: int, index: int) -> Tree:
+    """The parameters of one slot, in the form that `write_slot` takes."""
+    bank = memory.bank
+    return {
+        "a_NDR": bank["a_NLEDR"][:, level, index],
+        "b_NRD": bank["b_NLERD"][:, level, index],
+        "w_ND": bank["w_NLDE"][:, level, :, index],
+        "bias_N": bank["bias_NLE"][:, level, index],
+    }
+
+
+def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None) -> Array:
+    """Hard top-1 gates over {active experts, none}, with straight-through gradient of the softmax.
+
+    "None" has logit 0 and stands last, so that an expert wins a tie. With `random_keys_B` each router also opens one
+    random active expert (dreaming: unrelated knowledge leaks in).
+
+    Returns:
+      gates_BTLE float32; at most one entry of each row is 1, two while dreaming.
+    """
+    if active.ndim == 2:
+        active = active[None]
+    logits = jnp.where(active[:, None], logits_BTLE.astype(jnp.float32), MASKED)
+    logits = jnp.concatenate([logits, jnp.zeros_like(logits[..., :1])], axis=-1)
+    soft = jax.nn.softmax(logits, axis=-1)
+    hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+    gates = (hard + (soft - jax.lax.stop_gradient(soft)))[..., :-1]
+    if random_keys_B is not None:
+        uniform = jnp.where(active, 0.0, MASKED) + jnp.zeros((logits.shape[0], *active.shape[1:]))
+        pick = jax.vmap(lambda key, u: jax.random.categorical(key, u))(random_keys_B, uniform)
+        extra = jax.nn.one_hot(pick, active.shape[-1], dtype=jnp.float32) * active
+        gates = jnp.maximum(gates, extra[:, None])
+    return jnp.where(active[:, None], gates, 0.0)
+
+
+def experts(x_BTD: Array, bank: Tree, gates_BTLE: Array, scale: float) -> Array:
+    """sum over slots of gate * B act(A x): all slots of all levels as one matrix product of width L*E*R.
+
+    A dense product costs less than a dispatch at these widths, and a closed gate contributes exactly 0.
+    """
+    L, E, D, R = bank["a_NLEDR"].shape
+    a_DS = bank["a_NLEDR"].transpose(2, 0, 1, 3).reshape(D, L * E * R).astype(x_BTD.dtype)
+    b_SD = (scale * bank["b_NLERD"]).reshape(L * E * R, D).astype(x_BTD.dtype)
+    hidden = jax.nn.silu(project(x_BTD, a_DS)).reshape(*x_BTD.shape[:2], L, E, R)
+    hidden = hidden * gates_BTLE[..., None].astype(x_BTD.dtype)
+    return project(hidden.reshape(*x_BTD.shape[:2], L * E * R), b_SD)

@@ -1,0 +1,75 @@
+"""The decoder: embedding, a scan over stacked layers, last norm, output head."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.model.config import MemoryConfig, ModelConfig
+from sleep_jax.model.layers import Attention, RMSNorm, SwiGLU, project
+from sleep_jax.types import Array, Tree
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)); then x + SwiGLU(norm(x)) + the experts that the routers chose."""
+
+    config: ModelConfig
+    memory_config: MemoryConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, layer: Tree, shared: Tree) -> tuple[Array, Tree]:
+        c = self.config
+        h_BTD = RMSNorm(c, name="attn_norm")(x_BTD)
+        y_BTD, kv = Attention(c, name="attn")(h_BTD, shared["positions_BT"], shared["mask_BTS"], layer.get("cache"))
+        x_BTD = x_BTD + y_BTD
+        h_BTD = RMSNorm(c, name="mlp_norm")(x_BTD)
+        y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"))
+        gates_BTLE = None
+        if "bank" in layer:
+            bank = layer["bank"]
+            w_DLE = bank["w_NLDE"].transpose(1, 0, 2)
+            logits_BTLE = project(h_BTD.astype(jnp.float32), w_DLE) + bank["bias_NLE"]
+            keys_B = shared.get("random_keys_B")
+            if keys_B is not None:
+                keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer["index"])
+            gates_BTLE = memory_lib.route(logits_BTLE, shared["active"], keys_B)
+            y_BTD = y_BTD + memory_lib.experts(h_BTD, bank, gates_BTLE, self.memory_config.expert_scale)
+        return x_BTD + y_BTD, {"kv": kv, "gates_BTLE": gates_BTLE}
+
+
+class Transformer(nn.Module):
+    """tokens -> normed hidden states; `unembed` turns those into logits."""
+
+    config: ModelConfig
+    memory_config: MemoryConfig
+
+    def setup(self):
+        c = self.config
+        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+        self.embed_VD = self.param("embed_VD", nn.initializers.normal(c.width**-0.5), (c.vocab_size, c.width), c.param_dtype)
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+            unroll=min(c.unroll, c.layers),
+        )(c, self.memory_config, name="blocks")
+        self.final_norm = RMSNorm(c, name="final_norm")
+        if not c.tie_embeddings:
+            init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+            self.head_DV = self.param("head_DV", init, (c.width, c.vocab_size), c.param_dtype)
+
+    def __call__(self, tokens_BT: Array, layer: Tree, shared: Tree) -> tuple[Array, Tree]:
+        """tokens_BT and the per-layer and shared inputs of `Block` -> hidden_BTD and per-layer outputs."""
+        c = self.config
+        x_BTD = self.embed_VD[tokens_BT].astype(c.compute_dtype)
+        x_BTD, ys = self.blocks(x_BTD, {"index": jnp.arange(c.layers), **layer}, shared)
+        return self.final_norm(x_BTD), ys
+
+    def unembed(self, hidden_BTD: Array) -> Array:
+        """Float32 logits of hidden states."""
+        c = self.config
+        if c.tie_embeddings:
+            return project(hidden_BTD, self.embed_VD.astype(c.compute_dtype).T).astype(jnp.float32)
+        return project(hidden_BTD, self.head_DV.astype(c.compute_dtype)).astype(jnp.float32)

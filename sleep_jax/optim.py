@@ -1,0 +1,45 @@
+"""Optimisers, each from one frozen setting."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up, cosine decay and global-norm clipping.
+
+    Raises:
+      ValueError: a value outside its range, with the key that sets it.
+    """
+
+    lr: float = 1e-3  # peak learning rate
+    warmup: float = 0.05  # share of the steps
+    final: float = 0.1  # learning rate at the end, as a share of the peak
+    weight_decay: float = 0.0  # on matrices only
+    b2: float = 0.98  # decay of the second moment
+    clip: float = 1.0  # largest global gradient norm
+
+    def __post_init__(self):
+        if self.lr <= 0 or self.clip <= 0:
+            raise ValueError(f"lr={self.lr} and clip={self.clip} of an optimiser must be positive")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} is a share of the steps and must be in [0, 1)")
+
+
+def _matrices(params):
+    return jax.tree.map(lambda x: jnp.ndim(x) >= 2, params)
+
+
+def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The optimiser for a run of `steps` updates."""
+    warmup = int(config.warmup * steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        config.lr if warmup == 0 else 0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.final
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices),
+    )

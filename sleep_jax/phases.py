@@ -1,0 +1,102 @@
+"""The state of a life between two phases, and the boundaries that it can be taken up from."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+
+import jax
+
+from sleep_jax import checkpoint, metrics
+from sleep_jax.fit import Account, World
+from sleep_jax.sleep.selves import Slot
+from sleep_jax.types import Memory, Tree
+
+
+@dataclasses.dataclass
+class State:
+    """What a life is at a phase boundary.
+
+    Attributes:
+      params: backbone; Sleep never changes it after birth.
+      memory: fast memory and slots.
+      extra: arrays that a method keeps beside them.
+      slots: provenance of every open slot.
+      retention: accuracy on every experience (columns, birth first) after each one lived (rows).
+      nights: how each night ended.
+      links: where each night lost what.
+    """
+
+    params: Tree
+    memory: Memory
+    extra: Tree = dataclasses.field(default_factory=dict)
+    slots: list[Slot] = dataclasses.field(default_factory=list)
+    retention: list[list[float]] = dataclasses.field(default_factory=list)
+    nights: list[metrics.Night] = dataclasses.field(default_factory=list)
+    links: list[metrics.Links] = dataclasses.field(default_factory=list)
+
+    def arrays(self) -> Tree:
+        return {"params": self.params, "memory": self.memory, "extra": self.extra}
+
+    def record(self) -> dict:
+        """What goes into a boundary's meta beside the arrays."""
+        record = {
+            "slots": [dataclasses.asdict(s) for s in self.slots],
+            "retention": self.retention,
+            "nights": [dataclasses.asdict(n) for n in self.nights],
+            "links": [dataclasses.asdict(n) for n in self.links],
+        }
+        return json.loads(json.dumps(record))  # tuples become lists now rather than on the way back
+
+    @classmethod
+    def restore(cls, arrays: Tree, record: dict) -> "State":
+        return cls(
+            **arrays,
+            slots=[Slot.from_json(s) for s in record["slots"]],
+            retention=record["retention"],
+            nights=[metrics.Night(**n) for n in record["nights"]],
+            links=[metrics.Links(**n) for n in record["links"]],
+        )
+
+
+def load(world: World, name: str, like: State) -> State:
+    """The state at a boundary; the account becomes what it was then."""
+    arrays, meta = checkpoint.load_boundary(world.workdir, name, world.partitioner.abstract(like.arrays()))
+    world.account = Account(**meta["account"])
+    world.costs = meta["costs"] | world.costs
+    return State.restore(arrays, meta["state"])
+
+
+def save(world: World, name: str, state: State) -> None:
+    """Preserves a boundary and drops the rolling checkpoints that led to it."""
+    meta = {
+        "state": state.record(),
+        "account": dataclasses.asdict(world.account),
+        "metrics": world.writer.position(),
+        "costs": world.costs,
+    }
+    checkpoint.save_boundary(world.workdir, name, state.arrays(), meta)
+    checkpoint.clear_rolling(world.workdir)
+
+
+def phase(world: World, name: str, state: State, run: Callable[[State], State]) -> State:
+    """Runs a phase and preserves its end, or takes the end from an earlier process.
+
+    A boundary "<cycle>-forget-<night>" written since by `launch.forget` stands in for the phase that it followed.
+    """
+    names = checkpoint.boundaries(world.workdir)
+    if name in names:
+        cycle = name.split("-")[0]
+        later = [n for n in names[names.index(name) :] if n.startswith(f"{cycle}-forget-")]
+        return load(world, (later or [name])[-1], state)
+    started = time.perf_counter()
+    state = run(state)
+    jax.block_until_ready(state.arrays())
+    world.writer.time(name.split("-", 1)[1], int(name.split("-")[0]), time.perf_counter() - started)
+    save(world, name, state)
+    return state
+
+
+def position(workdir) -> int:
+    """Lines of metrics.jsonl that the latest checkpoint vouches for; 0 before the first."""
+    return max((meta["metrics"] for meta in checkpoint.metas(workdir)), default=0)

@@ -1,0 +1,125 @@
+"""Sampling and answering over whole sets of prompts, in batches of one compiled shape."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sleep_jax import rng
+from sleep_jax.data import encoding
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.types import Array, Memory, Model, Rollout, Tree
+
+WIDTH = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(model: Model, options: tuple[tuple[str, object], ...]):
+    @jax.jit
+    def run(params, memory, prompts_BT, lengths_B, keys_B):
+        return model.decode(params, prompts_BT, lengths_B, keys_B, memory=memory, **dict(options))
+
+    return run
+
+
+def generate(
+    model: Model,
+    params: Tree,
+    memory: Memory | None,
+    prompts: tuple[np.ndarray, np.ndarray],
+    key: Array,
+    *,
+    batch_size: int,
+    active: np.ndarray | None = None,
+    **options,
+) -> Rollout:
+    """Continues n prompts, `batch_size` at a time.
+
+    Args:
+      model, params, memory: who speaks.
+      prompts: int32 [n, T] right-padded and their true lengths [n].
+      key: row i samples with `rng.per_row(key, n)[i]`, whatever the batch size.
+      batch_size: rows per compiled call; the last call is padded with copies of the first row.
+      active: bool [n, L, E], a mask of slots per row; None leaves the memory's own.
+      **options: of `decode.decode`.
+
+    Returns:
+      Rollout of numpy arrays with n rows.
+
+    Raises:
+      ValueError: there is no prompt, or prompts and new tokens exceed `model.max_len`.
+    """
+    tokens, lengths = prompts
+    n = len(tokens)
+    if not n:
+        raise ValueError("generate was given no prompt")
+    width = min(-(-tokens.shape[1] // WIDTH) * WIDTH, max(model.config.max_len - options["max_new"], tokens.shape[1]))
+    tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+    keys = rng.per_row(key, n)
+    run = _compiled(model, tuple(sorted(options.items())))
+    parts = []
+    for start in range(0, n, batch_size):
+        index = np.arange(start, start + batch_size)
+        index = np.where(index < n, index, 0)
+        self_ = memory if active is None else memory_lib.with_active(memory, active[index])
+        parts.append(run(params, self_, tokens[index], lengths[index], keys[index]))
+    parts = [jax.tree.map(np.asarray, p) for p in parts]
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[:n], *parts)
+
+
+def padded(sequences: Sequence[Sequence[int]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded int32 tokens [n, T] and lengths [n]; T is `width`, or the longest."""
+    lengths = np.array([len(s) for s in sequences], np.int32)
+    tokens = np.zeros((len(sequences), width or lengths.max(initial=0)), np.int32)
+    for row, s in zip(tokens, sequences, strict=True):
+        row[: len(s)] = s
+    return tokens, lengths
+
+
+def completions(rollout: Rollout, lengths: np.ndarray) -> list[list[int]]:
+    """The sampled tokens of each row, the closing end-of-text token included."""
+    return [
+        tokens[start:end].tolist()
+        for tokens, start, end in zip(rollout.tokens_BT, lengths, rollout.length_B, strict=True)
+    ]
+
+
+def answer(
+    model: Model,
+    tok: Tokenizer,
+    params: Tree,
+    memory: Memory | None,
+    questions: Sequence[Example],
+    *,
+    max_new: int,
+    batch_size: int,
+    active: np.ndarray | None = None,
+) -> list[str]:
+    """Greedy answers to the prompts of `questions`; an answer that did not end is what there was of it.
+
+    Prompts are handled in order of length, so that short ones are not padded to the longest.
+    """
+    if not questions:
+        return []
+    tokens, lengths = encoding.prompts(tok, questions)
+    answers = [""] * len(questions)
+    buckets = -(-lengths // WIDTH)
+    for bucket in np.unique(buckets):
+        rows = np.flatnonzero(buckets == bucket)
+        rollout = generate(
+            model,
+            params,
+            memory,
+            (tokens[rows, : bucket * WIDTH], lengths[rows]),
+            jax.random.key(0),
+            batch_size=batch_size,
+            active=None if active is None else active[rows],
+            max_new=max_new,
+            temperature=0.0,
+        )
+        for row, ids in zip(rows, completions(rollout, lengths[rows]), strict=True):
+            answers[row] = tok.decode(ids).strip()
+    return answers

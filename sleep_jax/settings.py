@@ -1,0 +1,158 @@
+"""The whole configuration as frozen dataclasses that validate themselves; the library never sees a ConfigDict."""
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from sleep_jax.data.stream import StreamConfig
+from sleep_jax.model.config import MemoryConfig, ModelConfig
+from sleep_jax.optim import OptimConfig
+from sleep_jax.partition import MeshConfig
+from sleep_jax.sleep.consolidate import SeedConfig
+from sleep_jax.sleep.imitate import ImitateConfig
+from sleep_jax.sleep.recall import RecallConfig
+from sleep_jax.wake import WakeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class BirthConfig:
+    """Training from scratch before the first day."""
+
+    checkpoint: str = ""  # a birth to start from instead: a folder written by `launch.main`
+    epochs: int = 10  # passes over the birth documents, each in both directions
+    batch_rows: int = 32  # rows per step
+    optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SleepConfig:
+    """One night of consolidation."""
+
+    day_at_hand: bool = True  # the day's inputs serve as prompts until the night commits; False is dreams only
+    day_in_context: int = 0  # a third teacher with so many of the day's documents in its context; 0 is none
+    old_dreams: int = 4000  # dreams of birth and of earlier nights, in proportion to what each learnt
+    new_dreams: int = 1500  # dreams of the awake self, where the day is not at hand
+    steps: int = 400  # most optimiser steps
+    batch_rows: int = 32  # rows of dreams per step
+    held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
+    validate_every: int = 50  # steps between looks at the held-out dreams
+    patience: int = 4  # looks without improvement before the night stops
+    margin: float = 0.1  # loss of agreement on held-out dreams of the past that rolls the night back
+    seed: SeedConfig = SeedConfig()
+    recall: RecallConfig = RecallConfig()
+    imitate: ImitateConfig = ImitateConfig()
+    optim: OptimConfig = OptimConfig(lr=3e-3)
+
+    def __post_init__(self):
+        if not 0 < self.held_out < 0.5:
+            raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineConfig:
+    """The methods that Sleep is compared with; every cycle spends `gradient_tokens`."""
+
+    gradient_tokens: int = 0  # per cycle; 0 is what a night of Sleep may spend at most
+    batch_rows: int = 32
+    replay_buffer: int = 200  # experience replay: real examples kept over the whole life
+    replay_share: float = 0.5  # share of old examples in a batch, real or generated
+    ewc_strength: float = 300.0  # lambda of EWC
+    ewc_examples: int = 400  # examples per experience for the Fisher diagonal
+    optim: OptimConfig = OptimConfig(lr=1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that one command needs."""
+
+    method: str = "sleep"  # one method, or several separated by commas; the first is the main one
+    seed: int = 0
+    seeds: int = 1  # lives with seeds seed, seed + 1, ...
+    data_dir: str = ""  # folder of data sets
+    tokenizer: str = ""  # a tokenizer.json; empty trains one at birth
+    vocab_size: int = 1024  # of the tokenizer trained at birth, an upper bound
+    row_length: int = 64  # tokens per packed row
+    answer_tokens: int = 16  # most tokens of an answer
+    eval_batch: int = 256  # questions answered at once
+    checkpoint_every: int = 96  # steps between rolling checkpoints
+    log_every: int = 10  # steps between lines of metrics
+    stream: StreamConfig = StreamConfig()
+    model: ModelConfig = ModelConfig()
+    memory: MemoryConfig = MemoryConfig()
+    mesh: MeshConfig = MeshConfig()
+    birth: BirthConfig = BirthConfig()
+    wake: WakeConfig = WakeConfig()
+    sleep: SleepConfig = SleepConfig()
+    baseline: BaselineConfig = BaselineConfig()
+
+    def __post_init__(self):
+        if self.checkpoint_every % self.sleep.imitate.refresh:
+            raise ValueError(
+                f"checkpoint_every={self.checkpoint_every} is not a multiple of sleep.imitate.refresh="
+                f"{self.sleep.imitate.refresh}: a checkpoint must fall between two rounds of sampling"
+            )
+        if self.row_length > self.model.max_len:
+            raise ValueError(f"row_length={self.row_length} exceeds model.max_len={self.model.max_len}")
+        if self.memory.periods[0] % self.row_length:
+            raise ValueError(
+                f"memory.periods[0]={self.memory.periods[0]} is not a multiple of row_length={self.row_length}: "
+                "a waking chunk is whole rows"
+            )
+
+
+def load(values: Mapping[str, Any]) -> Config:
+    """A Config from nested mappings such as a ConfigDict.
+
+    Raises:
+      ValueError: an unknown key (naming the nearest known one), a value of another type, or one out of range.
+    """
+    return _build(Config, values, "")
+
+
+def as_json(config: Config) -> str:
+    """The configuration as JSON, every key."""
+    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
+
+
+def _build(cls, values: Mapping[str, Any], prefix: str):
+    hints = typing.get_type_hints(cls)
+    fields = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(hints)}"
+            raise ValueError(f"unknown config key {prefix}{key}{hint}")
+        fields[key] = _value(hints[key], value, prefix + key)
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        raise ValueError(f"config.{prefix.rstrip('.') or 'root'}: {error}") from error
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"config key {key} holds further keys, but is set to {value!r}")
+        return _build(hint, value, key + ".")
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else (value,)
+        inner = typing.get_args(hint)
+        inner = [inner[0]] * len(items) if inner[-1] is Ellipsis else inner
+        if len(inner) != len(items):
+            raise ValueError(f"config key {key} takes {len(inner)} values, but is set to {value!r}")
+        return tuple(_value(h, v, key) for h, v in zip(inner, items, strict=True))
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            near = difflib.get_close_matches(str(value), typing.get_args(hint), n=1)
+            hint_ = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"config key {key}={value!r} is not one of {typing.get_args(hint)}{hint_}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"config key {key} takes a value of type {hint.__name__}, but is set to {value!r}")
+    return value

@@ -1,0 +1,203 @@
+"""Memory consolidation by Knowledge Seeding: the objective over one fresh slot, and what feeds it.
+
+Source: Sleep (2606.03979), section 3.3 and Eq. 3-4, with generalised distillation from GKD (2306.13649).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleep_jax.data import encoding, packing
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.ops import divergence
+from sleep_jax.ops.masked import entropy, masked_mean, token_logps
+from sleep_jax.ops.policy_gradient import reinforce_loss
+from sleep_jax.sleep.recall import Dream
+from sleep_jax.sleep.selves import Self, seen_by
+from sleep_jax.steps import Objective
+from sleep_jax.types import Array, Batch, Memory, Model, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedConfig:
+    """Knowledge Seeding.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    beta: float = 0.0  # generalised JSD: 0 forward KL, 1 reverse KL
+    kl_clip: float = 0.0  # largest contribution of a vocabulary entry, in nats; 0 is none
+    alpha: float = 0.9  # weight of distillation; 1 - alpha goes to imitation
+    on_policy: float = 0.25  # lambda, weight of the student's own samples in distillation
+    prompt_weight: float = 0.5  # weight of a dream's prompt tokens against its answer's
+
+    def __post_init__(self):
+        for key in ("beta", "alpha", "on_policy"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"sleep.seed.{key}={getattr(self, key)} is not in [0, 1]")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """Rows with what their teacher says of them.
+
+    The teacher's last hidden states stand for its logits: the output head is frozen and shared, so one matrix product
+    gives them back, and D numbers per token are kept instead of V.
+    """
+
+    rows: Batch
+    hidden_BTD: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Practice:
+    """The student's own continuations, with the teacher's hidden states and the advantage of each.
+
+    `sampled_BT[:, t]` is 1 where the token *after* position t was sampled by the student.
+    """
+
+    tokens_BT: Array
+    sampled_BT: Array
+    hidden_BTD: Array
+    advantage_B: Array
+
+
+Join = Callable[[Tree, Tree, Memory], tuple[Tree, Memory]]
+
+
+def into_slot(level: int, index: int) -> Join:
+    """The student is the resting memory with one slot written: `join(slot, params, memory) -> (params, memory)`."""
+    return lambda slot, params, memory: (params, memory_lib.write_slot(memory, slot, level, index))
+
+
+def into_backbone(delta: Tree, params: Tree, memory: Memory) -> tuple[Tree, Memory]:
+    """The student without expansion: a delta on the MLP weights (the ablation of the paper's Table 1)."""
+    fast = delta if memory.fast is None else jax.tree.map(jnp.add, memory.fast, delta)
+    return params, dataclasses.replace(memory, fast=fast)
+
+
+def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
+    """Minus J_KS, over what `join` makes a student of: the parameters of one slot.
+
+        loss = alpha ((1 - lambda) E_D F(teacher || student) + lambda E_{y~student} F(teacher || student))
+               - (1 - alpha) E_{y~student} r(y)
+
+    F is the generalised JSD of GKD per token; the reward term is a policy gradient with the advantages of the batch.
+    There is no gradient through sampling. `frozen` is `(params, memory)`: the backbone and the memory that the slot
+    joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the practice optional.
+    """
+    clip = config.kl_clip or None
+
+    def student(trainable, frozen, tokens_BT, **where):
+        params, memory = join(trainable, *frozen)
+        return model.apply(params, tokens_BT, memory=memory, **where)
+
+    def teacher_logits(frozen, hidden_BTD):
+        return model.unembed(frozen[0], hidden_BTD)
+
+    def totals(trainable, frozen, batch, key):
+        del key
+        lesson: Lesson = batch["lesson"]
+        rows = lesson.rows
+        out = student(trainable, frozen, rows.tokens_BT, segments_BT=rows.segments_BT, positions_BT=rows.positions_BT)
+        kl_BT = divergence.generalised_jsd(teacher_logits(frozen, lesson.hidden_BTD), out.logits_BTV, config.beta, clip)
+        terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
+        metrics = {}
+        if "practice" in batch:
+            practice: Practice = batch["practice"]
+            out = student(trainable, frozen, practice.tokens_BT)
+            kl_BT = divergence.generalised_jsd(teacher_logits(frozen, practice.hidden_BTD), out.logits_BTV, config.beta, clip)
+            terms["kl_on_policy"] = masked_mean(kl_BT, practice.sampled_BT)
+            next_BT = jnp.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))
+            logps_BT = token_logps(out.logits_BTV, next_BT)
+            terms["imitation"] = reinforce_loss(logps_BT, practice.advantage_B, practice.sampled_BT)
+            metrics["entropy"] = masked_mean(jax.lax.stop_gradient(entropy(out.logits_BTV)), practice.sampled_BT)
+        return terms, metrics
+
+    def counts(batch):
+        counted = {"kl": batch["lesson"].rows.weights_BT.sum()}
+        if "practice" in batch:
+            sampled = batch["practice"].sampled_BT.sum()
+            counted |= {"kl_on_policy": sampled, "imitation": sampled}
+        return counted
+
+    weights = {
+        "kl": config.alpha * (1 - config.on_policy),
+        "kl_on_policy": config.alpha * config.on_policy,
+        "imitation": 1 - config.alpha,
+    }
+    return Objective(weights, counts, totals)
+
+
+def encode(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> list[encoding.Encoded]:
+    """Each pair in both directions, so that what is learnt can be recalled on later nights; free text as it is."""
+    encoded = []
+    for dream in dreams:
+        if dream.example.prompt:
+            encoded.append(encoding.encode_answering(tok, dream.example, max_len))
+            encoded.append(encoding.encode_recalling(tok, dream.example, max_len))
+        else:
+            encoded.extend(encoding.encode_text(tok, dream.example.answer, max_len))
+    return encoded
+
+
+def scorer(model: Model):
+    """Jitted `score(params, memory, tokens_BT, segments_BT, positions_BT) -> hidden_BTD` of a teacher."""
+
+    @jax.jit
+    def score(params, memory, tokens_BT, segments_BT=None, positions_BT=None):
+        return model.apply(
+            params, tokens_BT, memory=memory, segments_BT=segments_BT, positions_BT=positions_BT
+        ).hidden_BTD
+
+    return score
+
+
+def lessons(
+    score,
+    params: Tree,
+    memory: Memory,
+    teachers: Sequence[tuple[Self, Sequence[encoding.Encoded]]],
+    row_length: int,
+    batch_size: int,
+    prompt_weight: float,
+) -> Lesson:
+    """Every teacher's sequences packed into rows of their own, and scored by it; numpy arrays, rows first."""
+    parts = []
+    for self_, encoded in teachers:
+        if not encoded:
+            continue
+        rows, _ = packing.pack(encoded, row_length, weight_prompt=prompt_weight)
+        n = len(rows.tokens_BT)
+        hidden = []
+        seen = seen_by(memory, self_)
+        for start in range(0, n, batch_size):
+            index = np.minimum(np.arange(start, start + batch_size), n - 1)
+            fields = (rows.tokens_BT, rows.segments_BT, rows.positions_BT)
+            hidden.append(np.asarray(score(params, seen, *(x[index] for x in fields))))
+        parts.append(Lesson(rows, np.concatenate(hidden)[:n]))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int) -> Callable[[Tree], float]:
+    """`loss(trainable) -> nats per weighted token` over a whole lesson, for stopping early."""
+    n = len(lesson.hidden_BTD)
+    padded = jax.tree.map(lambda x: np.pad(x, [(0, -n % batch_size)] + [(0, 0)] * (x.ndim - 1)), lesson)
+
+    @jax.jit
+    def part(trainable, frozen, batch):
+        return objective.totals(trainable, frozen, {"lesson": batch}, None)[0]["kl"]
+
+    def loss(trainable: Tree) -> float:
+        starts = range(0, n, batch_size)
+        means = [part(trainable, frozen, jax.tree.map(lambda x, i=i: x[i : i + batch_size], padded)) for i in starts]
+        return float(sum(m.total for m in means) / sum(m.count for m in means))
+
+    return loss

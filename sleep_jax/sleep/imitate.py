@@ -1,0 +1,238 @@
+"""Learning to imitate: the student finishes a teacher's dream and is rewarded for coming close (Sleep, Eq. 3-4)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleep_jax import evals, rng, rollout
+from sleep_jax.data.encoding import Encoded
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.ops import edit_distance, policy_gradient
+from sleep_jax.sleep.consolidate import Practice
+from sleep_jax.sleep.selves import Self, seen_by
+from sleep_jax.types import Array, Memory, Model, Rollout, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class ImitateConfig:
+    """Rewards and the samples they are taken on.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    gamma: float = 0.5  # weight of the semantic reward in Eq. 3
+    z0: int = 8  # largest edit distance, in tokens, that is rewarded
+    semantic: Literal["answer", "hidden", "judge"] = "answer"
+    threshold: float = 0.9  # "hidden": smallest cosine that means the same
+    prompts: int = 8  # dreams finished per step, half of them of the day
+    samples: int = 4  # G, continuations per dream
+    max_new: int = 24  # tokens per continuation; dreams are cut so that their rest fits
+    refresh: int = 8  # steps that share one round of sampling
+
+    def __post_init__(self):
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"sleep.imitate.gamma={self.gamma} is not in [0, 1]")
+        if self.samples < 2:
+            raise ValueError(f"sleep.imitate.samples={self.samples}: a leave-one-out baseline needs at least 2")
+        if self.prompts < 2 or self.prompts % 2:
+            raise ValueError(f"sleep.imitate.prompts={self.prompts} must be even: half old, half new")
+
+
+class SemanticReward(Protocol):
+    """1 where the student's finished dream means the same as the teacher's, else 0."""
+
+    def __call__(self, dreams: Sequence[list[int]], finished: Sequence[list[int]]) -> np.ndarray: ...
+
+
+class AnswerMatch:
+    """The last part of both dreams (the answer, the recalled prompt or the text) is equal after normalisation."""
+
+    def __init__(self, tok: Tokenizer):
+        self.tok = tok
+
+    def last_part(self, ids: list[int]) -> str:
+        cut = max((i for i, t in enumerate(ids) if t in (self.tok.ans, self.tok.say)), default=0)
+        return self.tok.decode(ids[cut + 1 :])
+
+    def __call__(self, dreams, finished):
+        return evals.matches([self.last_part(f) for f in finished], [self.last_part(d) for d in dreams]).astype(np.float32)
+
+
+class HiddenCosine:
+    """The cosine of the mean last hidden states, as the frozen birth model has them, reaches a threshold."""
+
+    def __init__(self, model: Model, params: Tree, threshold: float):
+        self.threshold = threshold
+
+        @jax.jit
+        def pooled(tokens_BT, lengths_B):
+            hidden_BTD = model.apply(params, tokens_BT).hidden_BTD
+            mask_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
+            mean_BD = (hidden_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
+            return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=-1, keepdims=True), 1e-6)
+
+        self._pooled = pooled
+        self._width = model.config.max_len
+
+    def __call__(self, dreams, finished):
+        a_BD, b_BD = (self._pooled(*rollout.padded(x, self._width)) for x in (dreams, finished))
+        return np.asarray((a_BD * b_BD).sum(-1) >= self.threshold, np.float32)
+
+
+class Judge:
+    """A frozen language model is asked whether both mean the same; "yes" must outweigh "no".
+
+    The question is put as `template.format(a=..., b=...)` behind <bos>, with <ans> to ask for the answer.
+    """
+
+    template = "Do these two mean the same? First: {a} Second: {b}"
+
+    def __init__(self, model: Model, params: Tree, tok: Tokenizer, memory: Memory | None = None):
+        self.tok = tok
+        self.yes, self.no = tok.encode(" yes")[0], tok.encode(" no")[0]
+        if self.yes == self.no:
+            raise ValueError('sleep.imitate.semantic="judge": " yes" and " no" begin with the same token of this tokenizer')
+
+        @jax.jit
+        def verdict(tokens_BT, lengths_B):
+            logits_BTV = model.apply(params, tokens_BT, memory=memory).logits_BTV
+            last_BV = jnp.take_along_axis(logits_BTV, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+            return last_BV[:, self.yes] > last_BV[:, self.no]
+
+        self._verdict = verdict
+        self._width = model.config.max_len
+
+    def __call__(self, dreams, finished):
+        texts = [self.template.format(a=self.tok.decode(d), b=self.tok.decode(f)) for d, f in zip(dreams, finished, strict=True)]
+        asked = [[self.tok.bos, *self.tok.encode(" " + t)[: self._width - 2], self.tok.ans] for t in texts]
+        return np.asarray(self._verdict(*rollout.padded(asked, self._width)), np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _absolute(dreams_BT, dream_lengths_B, tokens_BT, lengths_B, z0):
+    distance_B = edit_distance.levenshtein(tokens_BT, lengths_B, dreams_BT, dream_lengths_B)
+    return distance_B, edit_distance.imitation_reward(distance_B, lengths_B, dream_lengths_B, z0)
+
+
+def rewards(
+    finished: Rollout, dreams: tuple[np.ndarray, np.ndarray], semantic: SemanticReward | None, config: ImitateConfig
+) -> dict[str, np.ndarray]:
+    """r = gamma r_sem + (1 - gamma) r_abs for each row, with its parts (Eq. 3).
+
+    Without a semantic reward r is r_abs alone (the ablation of Table 1).
+    """
+    tokens, lengths = dreams
+    distance, absolute = _absolute(tokens, lengths, finished.tokens_BT, finished.length_B, config.z0)
+    parts = {"distance": np.asarray(distance), "absolute": np.asarray(absolute)}
+    if semantic is None:
+        return {**parts, "reward": parts["absolute"]}
+    parts["semantic"] = semantic(
+        [t[:n].tolist() for t, n in zip(tokens, lengths, strict=True)],
+        [t[:n].tolist() for t, n in zip(finished.tokens_BT, finished.length_B, strict=True)],
+    )
+    return {**parts, "reward": config.gamma * parts["semantic"] + (1 - config.gamma) * parts["absolute"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Practiser:
+    """Samples `refresh` steps of practice at once.
+
+    Attributes:
+      memory: with fast memory open, as the awake teacher has it.
+      student: from what is trained to the student's backbone and memory.
+      pools: for the old and for the new, the teachers with their encoded dreams.
+    """
+
+    model: Model
+    tok: Tokenizer
+    params: Tree
+    memory: Memory
+    student: Callable[[Tree], tuple[Tree, Memory]]
+    pools: tuple[Sequence[tuple[Self, Sequence[Encoded]]], Sequence[tuple[Self, Sequence[Encoded]]]]
+    semantic: SemanticReward | None
+    config: ImitateConfig
+    score: Callable[..., Array]
+    seed: int
+
+    def round(self, trainable: Tree, number: int) -> tuple[Practice, dict[str, float]]:
+        """Practice of `refresh` steps, rows first (steps * prompts * samples), and what it showed.
+
+        Rows of one step stand together: the first half old, the second new.
+        """
+        c = self.config
+        draw = np.random.default_rng([self.seed, number])
+        half = c.prompts // 2
+        drawn = []  # per step: `half` old, then `half` new
+        for _ in range(c.refresh):
+            for pool in self.pools:
+                sizes = np.array([len(e) for _, e in pool], float)
+                for _ in range(half):
+                    self_, encoded = pool[draw.choice(len(pool), p=sizes / sizes.sum())]
+                    drawn.append((self_, encoded[draw.integers(len(encoded))]))
+        width = self.model.config.max_len
+        cuts = [_cut(draw, e, c.max_new, width - c.max_new) for _, e in drawn]
+        repeat = np.repeat(np.arange(len(drawn)), c.samples)
+        prompts = rollout.padded([e.tokens[:k] for (_, e), k in zip(drawn, cuts, strict=True)], width - c.max_new)
+        dreams = rollout.padded([e.tokens for _, e in drawn], width)
+        finished = rollout.generate(
+            self.model,
+            *self.student(trainable),
+            (prompts[0][repeat], prompts[1][repeat]),
+            rng.fold(rng.stream(self.seed, "sleep/practice"), number),
+            batch_size=len(repeat),
+            max_new=c.max_new,
+        )
+        parts = rewards(finished, (dreams[0][repeat], dreams[1][repeat]), self.semantic, c)
+        advantage = policy_gradient.leave_one_out(parts["reward"].reshape(-1, c.samples)).reshape(-1)
+        hidden = self._teach(finished.tokens_BT, [drawn[i][0] for i in repeat])
+        practice = Practice(
+            tokens_BT=finished.tokens_BT,
+            sampled_BT=np.pad(finished.sampled_BT[:, 1:], ((0, 0), (0, 1))),
+            hidden_BTD=hidden,
+            advantage_B=np.asarray(advantage),
+        )
+        shown = {k: float(v.mean()) for k, v in parts.items()}
+        shown["length"] = float(finished.sampled_BT.sum(-1).mean())
+        return practice, shown
+
+    def stage(self, account) -> Callable[[int, Tree, Tree], tuple[Tree, dict[str, float]]]:
+        """`stage(step, trainable, lesson) -> (batch, shown)`, as `fit` takes it; sampled tokens go on the account."""
+        rows = self.config.prompts * self.config.samples
+        current: dict = {}
+
+        def stage(step: int, trainable: Tree, lesson: Tree):
+            number, offset = divmod(step, self.config.refresh)
+            if current.get("number") != number:
+                practice, shown = self.round(trainable, number)
+                account().dreamt += int(practice.sampled_BT.sum())
+                current.update(number=number, practice=practice, shown=shown)
+            part = jax.tree.map(lambda x: x[offset * rows : (offset + 1) * rows], current["practice"])
+            return {"lesson": lesson, "practice": part}, current["shown"]
+
+        return stage
+
+    def _teach(self, tokens_BT: np.ndarray, teachers: Sequence[Self]) -> np.ndarray:
+        """Last hidden states, each row from its teacher: one call for those asleep, one for those awake."""
+        n, width = tokens_BT.shape
+        hidden = np.zeros((n, width, self.model.config.width), np.float32)
+        for awake in (False, True):
+            rows = np.flatnonzero([t.awake == awake for t in teachers])
+            if not len(rows):
+                continue
+            memory = seen_by(self.memory, teachers[rows[0]])
+            active = np.stack([teachers[i].active for i in rows])
+            hidden[rows] = self.score(self.params, memory_lib.with_active(memory, active), tokens_BT[rows])
+        return hidden
+
+
+def _cut(draw: np.random.Generator, encoded: Encoded, max_new: int, width: int) -> int:
+    """A random prefix of 1 to `width` tokens, that leaves at least one and at most `max_new` to finish."""
+    n = len(encoded.tokens)
+    return int(draw.integers(max(1, n - max_new), min(n - 1, width) + 1))

@@ -1,0 +1,193 @@
+"""The dreams of stage 1: every self recalls what it, and no self before it, knows."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from sleep_jax import evals, rng, rollout
+from sleep_jax.data import encoding
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.sleep.selves import Self, seen_by
+from sleep_jax.types import Array, Memory, Model, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Dream:
+    """One dream and its fate.
+
+    Attributes:
+      example: what was dreamt; prompt '' is free text. None when malformed.
+      teacher: name of the self that dreamt it and supervises it.
+      credited: the experience it belongs to.
+      source: 'dreamt', or 'day' where the prompt is the day's own input.
+      reason: '' when kept, otherwise why not.
+    """
+
+    example: Example | None
+    teacher: str
+    credited: str
+    source: str
+    reason: str
+    text: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return not self.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class RecallConfig:
+    """How dreams are sampled and which are kept."""
+
+    temperature: float = 1.0
+    max_new: int = 48  # tokens
+    rounds: int = 4  # most rounds of sampling to fill a quota
+    surplus: float = 1.5  # dreams sampled per dream still wanted
+    batch_size: int = 256
+    answer_max_new: int = 16  # tokens of an answer
+    per_answer: float = 3.0  # most dreams of one answer, in multiples of an even share over the answers dreamt
+
+
+def recall(
+    model: Model,
+    tok: Tokenizer,
+    params: Tree,
+    memory: Memory,
+    self_: Self,
+    before: Self | None,
+    quota: int,
+    share_pairs: float,
+    key: Array,
+    config: RecallConfig,
+) -> list[Dream]:
+    """Dreams of one self until `quota` are kept, or the rounds are used up.
+
+    The self dreams with its own slots alone open (what it added comes up most), and judges with all that it has:
+    a dream is *inconsistent* when it would answer the dreamt prompt otherwise than it dreamt, and *known* when the
+    self before it (`before`) answers it as well, because then that one dreams and supervises it. These filters are
+    our reading; the paper samples from the teacher and says no more.
+
+    Args:
+      share_pairs: share of dreams that open with <recall> (an answer, then what asks for it); the rest is free text.
+
+    Returns:
+      All dreams, kept or not, in the order they were dreamt.
+    """
+    dreams: list[Dream] = []
+    seen: set[Example] = set()
+    kept = 0
+    for round_ in range(config.rounds):
+        if kept >= quota:
+            break
+        n = max(int((quota - kept) * config.surplus), config.batch_size // 4)
+        sampled = _sample(model, tok, params, memory, self_, n, share_pairs, rng.fold(key, round_), config)
+        reasons = _judge(model, tok, params, memory, self_, before, [e for e, _ in sampled], config)
+        limit = _limit(sampled, dreams, reasons, quota, config)
+        counts = Counter(d.example.answer for d in dreams if d.kept and d.example.prompt)
+        for (example, text), reason in zip(sampled, reasons, strict=True):
+            if not reason and example in seen:
+                reason = "duplicate"
+            if not reason and (kept >= quota or (example.prompt and counts[example.answer] >= limit)):
+                reason = "quota"
+            if not reason:
+                seen.add(example)
+                counts[example.answer] += 1
+                kept += 1
+            dreams.append(Dream(example, self_.name, self_.knows[-1], "dreamt", reason, text))
+    return dreams
+
+
+def _limit(sampled, dreams, reasons, quota, config) -> float:
+    answers = {d.example.answer for d in dreams if d.kept and d.example.prompt}
+    answers |= {e.answer for (e, _), r in zip(sampled, reasons, strict=True) if not r and e.prompt}
+    return config.per_answer * quota / max(len(answers), 1)
+
+
+def _sample(model, tok, params, memory, self_, n, share_pairs, key, config) -> list[tuple[Example | None, str]]:
+    pairs = round(n * share_pairs)
+    opening = np.array([tok.recall] * pairs + [tok.bos] * (n - pairs), np.int32)[:, None]
+    out = rollout.generate(
+        model,
+        params,
+        seen_by(memory, self_, alone=True),
+        (opening, np.ones(n, np.int32)),
+        key,
+        batch_size=config.batch_size,
+        max_new=config.max_new,
+        temperature=config.temperature,
+    )
+    sampled = []
+    for tokens, length in zip(out.tokens_BT, out.length_B, strict=True):
+        ids = tokens[:length].tolist()
+        sampled.append((_parse(tok, ids), tok.decode(ids)))
+    return sampled
+
+
+def _parse(tok: Tokenizer, ids: list[int]) -> Example | None:
+    if ids[0] == tok.recall:
+        return encoding.parse_recalling(tok, ids)
+    text = encoding.parse_answering(tok, ids)
+    if text is None and ids[-1] == tok.eos and not {tok.ans, tok.say, tok.recall, tok.pad} & set(ids):
+        body = tok.decode(ids).strip()
+        text = Example("", body) if body and "\ufffd" not in body else None
+    return text
+
+
+def _judge(model, tok, params, memory, self_, before, examples, config) -> list[str]:
+    """The reason against each example, '' where there is none."""
+    reasons = ["" if e else "malformed" for e in examples]
+    asked = [i for i, e in enumerate(examples) if e and e.prompt]
+    width = model.config.max_len - config.answer_max_new
+    for i in list(asked):
+        if len(encoding.encode_answering(tok, examples[i]).tokens) > width:
+            reasons[i] = "malformed"
+            asked.remove(i)
+
+    def agrees(judge: Self) -> np.ndarray:
+        answers = rollout.answer(
+            model,
+            tok,
+            params,
+            seen_by(memory, judge),
+            [examples[i] for i in asked],
+            max_new=config.answer_max_new,
+            batch_size=config.batch_size,
+        )
+        return evals.matches(answers, [examples[i].answer for i in asked])
+
+    if asked:
+        consistent = agrees(self_)
+        known = agrees(before) if before is not None else np.zeros(len(asked), bool)
+        for i, c, k in zip(asked, consistent, known, strict=True):
+            reasons[i] = "inconsistent" if not c else "known" if k else ""
+    return reasons
+
+
+def day_at_hand(
+    model: Model,
+    tok: Tokenizer,
+    params: Tree,
+    memory: Memory,
+    awake: Self,
+    documents: Sequence[Example],
+    config: RecallConfig,
+) -> list[Dream]:
+    """The day's inputs as prompts, with the awake self's own answers; the day's answers are not looked at."""
+    pairs = list(dict.fromkeys(e.prompt for e in documents if e.prompt))
+    answers = rollout.answer(
+        model,
+        tok,
+        params,
+        seen_by(memory, awake),
+        [Example(p, "?") for p in pairs],
+        max_new=config.answer_max_new,
+        batch_size=config.batch_size,
+    )
+    dreams = [
+        Dream(Example(p, a), awake.name, awake.knows[-1], "day", "" if a.strip() else "malformed")
+        for p, a in zip(pairs, answers, strict=True)
+    ]
+    return dreams + [Dream(e, awake.name, awake.knows[-1], "day", "") for e in documents if not e.prompt]

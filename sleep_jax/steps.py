@@ -1,0 +1,79 @@
+"""One optimiser step from an objective, exact under micro-batching and under sharding."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sleep_jax.types import Array, Mean, TrainState, Tree
+
+Step = Callable[..., tuple[TrainState, dict[str, Mean]]]
+
+
+class Objective(NamedTuple):
+    """sum_k weight_k * total_k / count_k, with every count known before the gradient is taken.
+
+    A mean of micro-batch means is not the mean; dividing each total by the count of the *whole* batch first makes the
+    gradient a plain sum over micro-batches and devices.
+
+    Attributes:
+      weights: weight of each term by name.
+      counts: `counts(batch) -> {name: count}`, a function of the masks alone.
+      totals: `totals(trainable, frozen, batch, key) -> ({name: Mean}, {metric: Mean})`.
+    """
+
+    weights: dict[str, float]
+    counts: Callable[[Any], dict[str, Array]]
+    totals: Callable[..., tuple[dict[str, Mean], dict[str, Mean]]]
+
+
+def init(optimizer: optax.GradientTransformation, trainable: Tree) -> TrainState:
+    """The state before the first step."""
+    return TrainState(step=jnp.int32(0), params=trainable, opt_state=optimizer.init(trainable))
+
+
+def make(objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1) -> Step:
+    """A pure `step(state, frozen, batch, key, *, reduce) -> (state, metrics)`.
+
+    Args:
+      objective: what to minimise over `state.params`; `frozen` is never differentiated.
+      optimizer: applied once per step.
+      micro_batches: M, how many equal parts the batch's leading axis is processed in, one after another.
+
+    Returns:
+      The step. `reduce` sums a pytree over mapped devices (identity under jit). Metrics hold every term, the objective's
+      own metrics and the gradient norm before clipping. Updates of a batch that counts nothing are zero, never NaN.
+    """
+
+    def step(state: TrainState, frozen: Tree, batch: Tree, key: Array, *, reduce=lambda tree: tree):
+        scale = {
+            k: objective.weights[k] / jnp.maximum(n, 1.0) for k, n in reduce(objective.counts(batch)).items()
+        }
+
+        def loss(params, part, key):
+            terms, metrics = objective.totals(params, frozen, part, key)
+            return sum(scale[k] * term.total for k, term in terms.items()), {**metrics, **terms}
+
+        gradient = jax.grad(loss, has_aux=True)
+
+        def accumulate(total, xs):
+            part, key = xs
+            return jax.tree.map(jnp.add, total, gradient(state.params, part, key)), None
+
+        if micro_batches == 1:
+            grads, metrics = gradient(state.params, batch, key)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]), batch)
+            keys = jax.random.split(key, micro_batches)
+            first = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), key)
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+            (grads, metrics), _ = jax.lax.scan(accumulate, zero, (parts, keys))
+        grads, metrics = reduce((grads, metrics))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["gradient_norm"] = Mean(optax.global_norm(grads), jnp.float32(1))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step

@@ -1,0 +1,240 @@
+"""The page says what the files hold, escapes it, and survives what is missing or broken."""
+
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sleep_jax import metrics, report
+
+NAMES = ["birth", "travel", "banking", "small_talk", "kitchen_and_dining", "auto_and_commute"]
+EVIL = "<script>alert('x')</script> & \"quoted\" ünï \ud800"
+
+
+def make_run(path, method, seed, fall, rng, slept=True):
+    """A life as life.py leaves it; `fall` is what an experience loses with each later one."""
+    n = len(NAMES)
+    learnt = np.array([0.89, 0.83, 0.79, 0.86, 0.74, 0.81]) + rng.normal(0, 0.01, n)
+    accuracy = [
+        [max(learnt[j] - fall * (i - j), 0.02) if j <= i else math.nan for j in range(n)]
+        for i in range(n)
+    ]
+    final, birth = accuracy[-1], accuracy[0][0]
+    nights = [metrics.Night(k, NAMES[k], "committed") for k in range(1, n)] if slept else []
+    if slept:
+        nights[3] = metrics.Night(4, NAMES[4], "rolled back", "the past fell from 0.82 to 0.76, margin 0.03")
+    metrics.write_summary(
+        path,
+        metrics.Summary(
+            method=method, seed=seed, final_accuracy=float(np.mean(final)),
+            birth_before=birth, birth_after=final[0],
+            experiences=dict(zip(NAMES[1:], final[1:], strict=True)),
+            learning_accuracy=float(np.mean(learnt[1:])),
+            backward_transfer=-fall * 2.5, forgetting_from_peak=fall * 2.5,
+            wall_s={"birth": 512.2, "wake": 38.5, "dream": 220.0 * slept, "seed": 610.0 * slept},
+            tokens={"source": 151_000, "dreamt": 812_345 * slept, "gradient": 3_456_789}, flops=4.2e13,
+            peak_rss_bytes=1_450_000_000, nights=nights,
+        ),
+    )  # fmt: skip
+    metrics.write_retention(path, NAMES, accuracy)
+    with metrics.MetricsWriter(path) as log:
+        for step in range(0, 600, 10):
+            log.write("birth", 0, step, {"loss": 4 * math.exp(-step / 150) + 0.4 + rng.normal(0, 0.05)})
+        log.time("birth", 0, 512.2, steps=600)
+        for cycle in range(1, n) if slept else ():
+            for step in range(0, 400, 5):
+                down = math.exp(-step / 120) * (1 + cycle / 10)
+                scalars = {"kl": 0.6 * down + 0.1, "entropy": 1.2 + 0.3 * down, "length": 11 + down}
+                scalars["reward"] = 0.8 - down / 3
+                scalars["grad_norm"] = math.nan if step == 200 else 2 * down + abs(rng.normal(0, 0.1))
+                log.write("seed", cycle, step, scalars | {"clipped": step / 400})
+    sizes = {"argument": 26_000_000, "output": 9_000_000, "temp": 190_000_000}
+    metrics.write_memory(path, {name: {"flops": 3.1e10, "bytes": sizes} for name in ("birth", "seed")})
+    slots = []
+    for k in range(1, n) if slept else ():
+        chain = 0.9 - 0.02 * k, 0.83 - 0.04 * k, 0.8 - 0.03 * k, 0.76 - 0.05 * k
+        metrics.write_links(path, metrics.Links(k, NAMES[k], *chain, 0.85, 0.83, 0.9))
+        fates = ["", "", "", "malformed", "inconsistent", "duplicate", "quota"]
+        dreams = [
+            metrics.Dream(
+                k, "awake" if i % 3 else f"resting:{i % k}",
+                f"please book a flight to lisbon for {i} people on friday morning",
+                "book flight" if i % 5 else EVIL, NAMES[i % (k + 1)], None if i % 4 == 0 else i % 10 / 10,
+                not fates[i % 7], fates[i % 7],
+            )
+            for i in range(300)
+        ]  # fmt: skip
+        file = metrics.write_dreams(path, k, dreams)
+        slots.append(metrics.Slot(1, k - 1, k, NAMES[k], 1500, 300, str(file), [], k == 4, 0.15 + k / 100))
+    if slept:
+        metrics.write_slots(path, slots)
+
+
+def make_workdir(root):
+    rng = np.random.default_rng(0)
+    config = {"model": {"width": 128, "layers": 4}, "sleep": {"beta": 0.5, "day_at_hand": True}}
+    root.mkdir(exist_ok=True)
+    for seed in range(3):
+        for method, fall in (("sleep", 0.01), ("sequential", 0.3), ("generative_replay", 0.06)):
+            make_run(root / f"seed{seed}" / method, method, seed, fall, rng, slept=method != "sequential")
+            text = json.dumps(config | {"method": method, "seed": seed})
+            (root / f"seed{seed}" / method / "config.json").write_text(text)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return report.write(make_workdir(tmp_path_factory.mktemp("study"))).read_text(encoding="utf-8")
+
+
+class Balanced(html.parser.HTMLParser):
+    """Fails where an element is closed that is not the open one; keeps the text of each element by tag."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.text, self.tags = [], {}, set()
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+
+def test_page_is_well_formed_and_self_contained(page):
+    assert "script" not in Balanced(page).tags
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|url\(|@import|https?://""", page)
+    assert "nan" not in re.findall(r' (?:d|x|y|points|width)="[^"]*"', page) and "NaN" not in page
+
+
+def test_every_section_has_its_content(page):
+    text = Balanced(page).text
+    assert [heading for _, heading, _ in report.SECTIONS] == text["h2"]
+    assert "No " not in "".join(text["p"])
+    assert {"seed · kl", "Learnt since birth", "sleep · seed 2"} <= set(text["b"])
+
+
+def test_texts_of_dreams_are_escaped(page):
+    assert EVIL.replace("\ud800", "?") in Balanced(page).text["td"]
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_methods_show_mean_and_sample_deviation(tmp_path):
+    for seed, value in enumerate([0.70, 0.74, 0.81]):
+        (tmp_path / f"seed{seed}" / "sleep").mkdir(parents=True)
+        summary = {"method": "sleep", "seed": seed, "final_accuracy": value, "backward_transfer": -value / 10}
+        (tmp_path / f"seed{seed}" / "sleep" / "summary.json").write_text(json.dumps(summary))
+    text = report.write(tmp_path).read_text()
+    assert '75.0<small>± 5.6</small>' in text and '−7.5<small>± 0.6</small>' in text
+
+
+def test_band_spans_the_seeds_and_unmeasured_points_break_nothing():
+    nan = math.nan
+    line = report.Line("m", "red", [0, 1, 2], [0.5, nan, 1.0], [0.0, nan, 1.0], [1.0, nan, 1.0])
+    drawing = report._line_chart("t", [line], ["birth", "1", "2"], share=True)
+    top, bottom = 8.0, 186.0  # 100 % and 0 % of a chart 210 high with margins of 8 and 24
+    assert f'points="44.0,{top} 350.0,{top} 350.0,{top} 44.0,{bottom}"' in drawing
+    assert f'd="M44.0 {(top + bottom) / 2}M350.0 {top}"' in drawing
+
+
+def test_accuracy_over_nights_counts_only_what_was_lived_through(tmp_path):
+    table = "after,birth,travel,banking\nbirth,0.8,0.1,0.3\ntravel,0.6,0.4,0.3\n"
+    (tmp_path / "retention.csv").write_text(table)
+    text = report.write(tmp_path).read_text()
+    shown = re.findall(r"<title>sleepless, (\S+): (\S+) %</title>", text.replace(tmp_path.name, "sleepless"))
+    assert shown == [("birth", "80.0"), ("1", "50.0"), ("birth", "80.0"), ("1", "60.0"), ("1", "40.0")]
+    assert '<td class="cell hot" style="--v:80%" title="birth after birth: 80.0 %">80</td>' in text
+    assert '<td class="cell" style="--v:60%" title="birth after travel: 60.0 %">60</td>' in text
+
+
+def test_curves_are_thinned_to_means_and_keep_gaps():
+    x, y = report._thin(range(1200), [*range(600), math.nan, *range(601, 1200)])
+    assert len(x) == 120 and x[0] == y[0] == 4.5 and x[-1] == y[-1] == 1194.5
+    assert [i for i, v in enumerate(y) if math.isnan(v)] == [60]
+    assert report._thin([3, 5], [1.0, 2.0]) == ([3, 5], [1.0, 2.0])
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+def test_ticks_are_few_even_and_span(low, extent):
+    high = low + extent
+    ticks = report._ticks(low, high)
+    slack = 1e-6 * (high - low) + 1e-6 * abs(high) + 1e-30
+    assert ticks[0] <= low + slack and ticks[-1] >= high - slack and 1 <= len(ticks) <= 7
+    assert np.allclose(np.diff(ticks, 2), 0, atol=slack)
+
+
+@given(*[st.floats(0, 1)] * 4)
+def test_leaks_are_shares_of_one(awake, recalled, student, after):
+    shares = report.leaks({"awake": awake, "recalled": recalled, "student": student, "after": after})
+    assert all(share >= 0 for share in shares.values()) and math.isclose(sum(shares.values()), 1)
+    assert shares["kept"] == after
+
+
+def test_leaks_of_a_falling_chain_are_its_steps():
+    shares = report.leaks({"awake": 0.9, "recalled": 0.7, "student": 0.6, "after": 0.2})
+    expected = {"kept": 0.2, "router": 0.4, "student": 0.1, "dreams": 0.2, "awake": 0.1}
+    assert shares == pytest.approx(expected)
+    # Recalling more than the awake self knows is no gain.
+    shares = report.leaks({"awake": 0.5, "recalled": 0.9, "student": 0.4, "after": 0.4})
+    assert shares == pytest.approx({"kept": 0.4, "router": 0, "student": 0.1, "dreams": 0, "awake": 0.5})
+    assert report.leaks({"awake": 0.9, "recalled": None, "student": 0.6, "after": 0.2}) is None
+
+
+def test_sample_takes_from_every_fate_and_keeps_the_order():
+    dreams = [{"teacher": "awake", "reason": "", "i": i} for i in range(1000)]
+    dreams[500] = {"teacher": "resting:3", "reason": "quota", "i": 500}
+    some = [dream["i"] for dream in report.sample(dreams, 5)]
+    assert some == sorted(some) and len(some) == 5 and 500 in some and max(some) > 700
+    assert report.sample(dreams[:3], 5) == dreams[:3]
+
+
+def test_a_life_in_its_work_directory_itself(tmp_path):
+    make_run(tmp_path, "sleep", 0, 0.01, np.random.default_rng(1))
+    assert [(run.name, run.method, run.seed) for run in report.find_runs(tmp_path)] == [(".", "sleep", "0")]
+    assert report.write(tmp_path) == tmp_path / "report.html"
+
+
+def test_what_is_missing_or_broken_is_said(tmp_path):
+    for method in ("sleep", "ewc", "joint"):
+        (tmp_path / method / "dreams").mkdir(parents=True)
+    (tmp_path / "sleep" / "summary.json").write_text('{"method": "sleep", "seed"')
+    (tmp_path / "sleep" / "links.jsonl").write_text('{"night": 1}\n{"night": 2, "aw')
+    (tmp_path / "sleep" / "retention.csv").write_text("after,birth\nbirth,lots\n")
+    (tmp_path / "ewc" / "summary.json").write_text(
+        '{"method": "ewc", "final_accuracy": "high", "experiences": [], "nights": [0], "wall_s": {"a": []}}'
+    )
+    (tmp_path / "ewc" / "retention.csv").write_text("after,birth,travel\nbirth,0.9,\ntravel,0.5\n")
+    (tmp_path / "ewc" / "slots.json").write_text('[{"merged_from": 3}, 7]')
+    (tmp_path / "ewc" / "memory.json").write_text('{"step": null}')
+    broken = '{"phase": "seed", "kl": 1}\n{"cycle": 1, "step": 0, "kl": ""}\n'
+    (tmp_path / "ewc" / "metrics.jsonl").write_text(broken)
+    (tmp_path / "ewc" / "dreams" / "night-01.jsonl").write_text('{"answer": 3}\nnothing\n[]\n')
+    (tmp_path / "joint" / "metrics.jsonl").touch()
+    text = " ".join(Balanced(report.write(tmp_path).read_text()).text["p"])
+    for said in (
+        "sleep/summary.json: ", "sleep/retention.csv: could not convert",
+        "sleep/links.jsonl: 1 unreadable line left out",
+        "ewc/dreams/night-01.jsonl: 2 unreadable lines left out",
+        "No summary.json (not ended): sleep, joint.", "No retention.csv: sleep, joint.", "No config.json.",
+        "No metrics.jsonl with a curve in it.",
+    ):  # fmt: skip
+        assert said in text
+
+
+def test_an_empty_directory_and_none(tmp_path):
+    assert "No life was found here" in report.write(tmp_path).read_text()
+    with pytest.raises(NotADirectoryError, match="nowhere"):
+        report.write(tmp_path / "nowhere")
