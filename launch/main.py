@@ -1,13 +1,20 @@
-"""Lives one life, or several to compare: python -m launch.main [--config=configs/tiny.py] [--workdir=DIR] [--config.KEY=VALUE]."""
+"""Lives one life, or several to compare.
+
+python -m launch.main [--config=configs/tiny.py] [--workdir=DIR] [--config.KEY=VALUE]
+"""
 
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "what to live, and how", lock_config=False)
-WORKDIR = flags.DEFINE_string("workdir", "runs/tiny", "where everything is written; the same directory resumes")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/tiny.py", "what to live, and how", lock_config=False
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/tiny", "where everything is written; the same directory resumes"
+)
 
 
 def main(argv):
@@ -17,6 +24,7 @@ def main(argv):
 
     from sleep_jax import checkpoint, life, settings
 
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
     print(
         f"process {jax.process_index()} of {jax.process_count()}, "
         f"{jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} devices",

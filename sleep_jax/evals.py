@@ -15,7 +15,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower case without punctuation, articles and surplus space (SQuAD's; Rajpurkar et al. 2016, 1606.05250)."""
+    """Lower case without ASCII punctuation, articles and surplus space, as SQuAD does (1606.05250)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -24,8 +24,13 @@ def matches(answers: Sequence[str], expected: Sequence[str]) -> np.ndarray:
 
     Where normalisation leaves nothing of the expected answer, the raw texts are compared.
     """
-    pairs = zip(answers, expected, strict=True)
-    return np.array([normalise(a) == normalise(e) if normalise(e) else a.strip() == e.strip() for a, e in pairs], bool)
+
+    def match(answer: str, wanted: str) -> bool:
+        if normalise(wanted):
+            return normalise(answer) == normalise(wanted)
+        return answer.strip() == wanted.strip()
+
+    return np.array([match(a, e) for a, e in zip(answers, expected, strict=True)], bool)
 
 
 def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float:
@@ -40,7 +45,9 @@ def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float:
 
 
 def accuracies(answerer: Answerer, sets: Sequence[Sequence[Example]]) -> list[float]:
-    """`accuracy` of several sets, asked in one go."""
+    """`accuracy` of several sets, asked in one go; raises as it does."""
+    if not all(sets):
+        raise ValueError("accuracy of no probes: the experience has an empty split")
     probes = [p for probes in sets for p in probes]
     hits = matches(answerer(probes), [p.answer for p in probes])
     ends = np.cumsum([len(s) for s in sets])

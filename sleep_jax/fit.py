@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import checkpoint, metrics, rng
+from sleep_jax import checkpoint, metrics, rng, terminal
 from sleep_jax.data.stream import Stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.partition import Partitioner
@@ -122,7 +122,7 @@ def fit(
       early: stop early, and give back the best `state.params` in place of the last.
 
     Returns:
-      The state after the last step, and what is to be said of the run: steps taken, and the best held-out loss.
+      The state after the last step, and what is to be said of the run: steps and the best held-out loss.
 
     Raises:
       FloatingPointError: the loss or a gradient is not finite.
@@ -132,7 +132,9 @@ def fit(
     state, frozen = partitioner.put(jax.tree.map(jnp.copy, state)), partitioner.put(frozen)
     best, best_loss, stale, done = jax.tree.map(np.asarray, state.params) if early else (), float("inf"), 0, 0
     key = rng.fold(rng.stream(world.seed, phase))
-    resumed = checkpoint.load_rolling(world.workdir, phase, jax.eval_shape(lambda: {"state": state, "best": best}))
+    resumed = checkpoint.load_rolling(
+        world.workdir, phase, jax.eval_shape(lambda: {"state": state, "best": best})
+    )
     if resumed:
         done, tree, meta = resumed
         state, best = partitioner.put(tree["state"]), tree["best"]
@@ -158,7 +160,7 @@ def fit(
         checkpoint.save_rolling(world.workdir, phase, step, {"state": state, "best": best}, meta)
 
     started = time.perf_counter()
-    with metrics.progress(count, phase, start=done) as bar:
+    with terminal.progress(count, f"day {cycle} · {name}" if cycle else name, start=done) as bar:
         for step in range(done + 1, count + 1):
             batch, shown = next(batches), {}
             if stage:

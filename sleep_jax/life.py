@@ -1,11 +1,12 @@
 """A life: birth, then days and nights over a stream of experiences, and what is told of it at the end."""
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
 
-from sleep_jax import checkpoint, evals, losses, methods, metrics, optim, phases, report, rng, steps
+from sleep_jax import checkpoint, evals, losses, methods, metrics, optim, phases, report, rng, steps, terminal
 from sleep_jax.data import encoding, pipeline, stream
 from sleep_jax.data.stream import Experience
 from sleep_jax.data.tokenizer import Tokenizer
@@ -27,28 +28,30 @@ FREE_KEYS = ("data_dir", "method", "mesh")
 def run(config: Config, workdir: str) -> list[metrics.Summary]:
     """Lives every (seed, method) that the configuration names, each in a directory of its own, and reports.
 
-    Directories are <workdir>, <workdir>/<method> where there are several methods, and <workdir>/seed<k>/<method>
-    where there are several seeds. Births are made once per seed, in <...>/birth, and shared by the methods. The same
-    command on the same directory resumes.
+    Directories are <workdir>, <workdir>/<method> where there are several methods, and
+    <workdir>/seed<k>/<method> where there are several seeds. Births are made once per seed, in <...>/birth,
+    and shared by the methods. The same command on the same directory resumes.
 
     Raises:
-      ValueError, CheckpointError: what the configuration, the data or the directory make impossible, before anything
-        is written to what is there.
+      ValueError, CheckpointError: what the configuration, the data or the directory make impossible, before
+        anything is written to what is there.
     """
     names = [n.strip() for n in config.method.split(",") if n.strip()]
     chosen = {name: methods.get(name) for name in names}
     root = pathlib.Path(workdir)
     checkpoint.work_dir_config(root, as_json(config), ignore=FREE_KEYS)
     material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
-    summaries = []
+    summaries, nights = [], {}
     for seed in range(config.seed, config.seed + config.seeds):
         base = root / f"seed{seed}" if config.seeds > 1 else root
         newborn = birth(config, seed, base / "birth", material)
         for name, method in chosen.items():
             workdir = base / name if len(chosen) > 1 or config.seeds > 1 else base
             summaries.append(live(config, seed, workdir, material, newborn, name, method))
+            if slept := metrics.read_jsonl(workdir / "links.jsonl")[0]:
+                nights[f"{name} · seed {seed}"] = slept
             report.write(root)
-    metrics.closing_table(summaries)
+    terminal.closing_table(summaries, nights)
     print(f"report: {root / 'report.html'}")
     return summaries
 
@@ -61,7 +64,9 @@ class Newborn:
     params: Tree
 
 
-def _world(config: Config, seed: int, workdir: pathlib.Path, material: stream.Stream, tok: Tokenizer, read_only=False) -> World:
+def _world(
+    config: Config, seed: int, workdir: pathlib.Path, material: stream.Stream, tok: Tokenizer, read_only=False
+) -> World:
     model_config = dataclasses.replace(config.model, vocab_size=tok.vocab_size)
     return World(
         config=config,
@@ -86,16 +91,22 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
     file = (given or workdir) / "tokenizer.json"
     if given and not (file.exists() and BIRTH in checkpoint.boundaries(given)):
         raise FileNotFoundError(
-            f"birth.checkpoint={given} holds no tokenizer.json with phases/{BIRTH}: name the folder birth/ that "
-            "launch.main wrote"
+            f"birth.checkpoint={given} holds no tokenizer.json with phases/{BIRTH}: name the folder birth/ "
+            "that launch.main wrote"
         )
     if not file.exists():
         texts = encoding.texts(material.birth.train)
-        tok = Tokenizer.load(config.tokenizer) if config.tokenizer else Tokenizer.train(texts, config.vocab_size)
+        tok = (
+            Tokenizer.load(config.tokenizer)
+            if config.tokenizer
+            else Tokenizer.train(texts, config.vocab_size)
+        )
         workdir.mkdir(parents=True, exist_ok=True)
         tok.save(file.with_suffix(".half"))
         file.with_suffix(".half").replace(file)
-    world = _world(config, seed, given or workdir, material, Tokenizer.load(file), read_only=given is not None)
+    world = _world(
+        config, seed, given or workdir, material, Tokenizer.load(file), read_only=given is not None
+    )
     params = world.partitioner.put(world.model.init(rng.stream(seed, "birth/init")))
     memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
     if given:
@@ -137,23 +148,28 @@ def live(
 
     def measure(state: State) -> list[float]:
         answerer = method.answerer(world, state, lived[1:])
-        found = evals.accuracies(answerer, [e.test for e in lived])
+        # The next experience is asked too, before it is lived: forward transfer needs R[i, i + 1].
+        ahead = material.days[len(lived) - 1 : len(lived)]
+        found = evals.accuracies(answerer, [e.test for e in (*lived, *ahead)])
         return found + [None] * (len(material.days) + 1 - len(found))
+
+    def phase_name(cycle: int, i: int) -> str:
+        return f"{cycle:03d}-{method.phases[i][0]}"
+
+    def through(cycle: int, i: int, state: State) -> State:
+        state = method.phases[i][1](world, phase_name(cycle, i), state, cycle, material.days[cycle - 1])
+        if i == len(method.phases) - 1:
+            state = dataclasses.replace(state, retention=[*state.retention, measure(state)])
+        return state
 
     state = State(newborn.params, memory, extra=method.extra_like(newborn.params))
     state = phases.phase(world, BIRTH, state, begin)
     for cycle, experience in enumerate(material.days, 1):
         print(f"{name} · seed {seed} · day {cycle} of {len(material.days)}: {experience.name}", flush=True)
         lived.append(experience)
-        for i, (part, body) in enumerate(method.phases):
-            phase_name = f"{cycle:03d}-{part}"
-
-            def live_phase(state, body=body, phase_name=phase_name, last=i == len(method.phases) - 1):
-                state = body(world, phase_name, state, cycle, experience)
-                return dataclasses.replace(state, retention=[*state.retention, measure(state)]) if last else state
-
-            state = phases.phase(world, phase_name, state, live_phase)
-        publish(world, state, name)
+        for i in range(len(method.phases)):
+            state = phases.phase(world, phase_name(cycle, i), state, functools.partial(through, cycle, i))
+        print(terminal.morning(publish(world, state, name)), flush=True)
     summary = publish(world, state, name)
     world.writer.close()
     return summary
@@ -183,12 +199,16 @@ def publish(world: World, state: State, name: str) -> metrics.Summary:
         experiences={k: float(v) for k, v in zip(names[1:n], matrix[-1, 1:], strict=True)},
         learning_accuracy=float(np.mean(np.diagonal(matrix)[1:])) if n > 1 else None,
         backward_transfer=float(retention.backward_transfer(matrix)) if n > 1 else None,
+        # Against 0, what a network at random initialisation answers: it writes none of the expected texts.
+        forward_transfer=float(retention.forward_transfer(matrix, np.zeros(n))) if n > 1 else None,
+        forgetting_from_first=float(retention.forgetting_from_first(matrix)) if n > 1 else None,
         forgetting_from_peak=float(retention.forgetting_from_peak(matrix)) if n > 1 else None,
         wall_s=seconds,
         tokens={k: getattr(world.account, k) for k in ("source", "dreamt", "gradient")},
         flops=world.account.flops,
         peak_rss_bytes=metrics.peak_rss_bytes(),
         nights=state.nights,
+        questions={k: int(w) for k, w in zip(names[:n], weights, strict=True)},
     )
     metrics.write_summary(world.workdir, summary)
     return summary

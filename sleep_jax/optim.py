@@ -3,8 +3,9 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import optax
+
+from sleep_jax.types import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,19 @@ class OptimConfig:
             raise ValueError(f"warmup={self.warmup} is a share of the steps and must be in [0, 1)")
 
 
-def _matrices(params):
-    return jax.tree.map(lambda x: jnp.ndim(x) >= 2, params)
+def _matrices(params: Tree) -> Tree:
+    """Which arrays are matrices beside the stacking axes N, L and E, by the keys that their names end in."""
+
+    def matrix(path, x):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        axes = name.rpartition("_")[2]
+        return "bias" not in name and axes.isupper() and len(axes.lstrip("NLE")) >= 2
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps` updates."""
+    """The optimiser for a run of `steps` updates (AdamW: Loshchilov & Hutter 2017, 1711.05101)."""
     warmup = int(config.warmup * steps)
     schedule = optax.warmup_cosine_decay_schedule(
         config.lr if warmup == 0 else 0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.final

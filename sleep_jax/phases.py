@@ -82,7 +82,8 @@ def save(world: World, name: str, state: State) -> None:
 def phase(world: World, name: str, state: State, run: Callable[[State], State]) -> State:
     """Runs a phase and preserves its end, or takes the end from an earlier process.
 
-    A boundary "<cycle>-forget-<night>" written since by `launch.forget` stands in for the phase that it followed.
+    A boundary "<cycle>-forget-<night>" written since by `launch.forget` stands in for the phase that it
+    followed.
     """
     names = checkpoint.boundaries(world.workdir)
     if name in names:

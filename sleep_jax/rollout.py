@@ -56,8 +56,9 @@ def generate(
     n = len(tokens)
     if not n:
         raise ValueError("generate was given no prompt")
-    width = min(-(-tokens.shape[1] // WIDTH) * WIDTH, max(model.config.max_len - options["max_new"], tokens.shape[1]))
-    tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+    longest = tokens.shape[1]
+    width = min(-(-longest // WIDTH) * WIDTH, max(model.config.max_len - options["max_new"], longest))
+    tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
     keys = rng.per_row(key, n)
     run = _compiled(model, tuple(sorted(options.items())))
     parts = []
@@ -100,7 +101,18 @@ def answer(
 ) -> list[str]:
     """Greedy answers to the prompts of `questions`; an answer that did not end is what there was of it.
 
-    Prompts are handled in order of length, so that short ones are not padded to the longest.
+    Prompts are handled in groups of similar length, so that short ones are not padded to the longest; answers
+    come in the order of the questions.
+
+    Args:
+      model, tok, params, memory: who is asked.
+      questions: n examples; their answers are not looked at.
+      max_new: most tokens of an answer.
+      batch_size: questions per compiled call.
+      active: bool [n, L, E], a mask of slots per question; None leaves the memory's own.
+
+    Raises:
+      ValueError: a prompt is blank, or does not leave room for `max_new` tokens in `model.max_len`.
     """
     if not questions:
         return []

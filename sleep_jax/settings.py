@@ -1,4 +1,4 @@
-"""The whole configuration as frozen dataclasses that validate themselves; the library never sees a ConfigDict."""
+"""The whole configuration as frozen dataclasses that validate themselves; no ConfigDict comes past here."""
 
 import dataclasses
 import difflib
@@ -31,7 +31,7 @@ class BirthConfig:
 class SleepConfig:
     """One night of consolidation."""
 
-    day_at_hand: bool = True  # the day's inputs serve as prompts until the night commits; False is dreams only
+    day_at_hand: bool = True  # the day's inputs are prompts until the night commits; False: dreams only
     day_in_context: int = 0  # a third teacher with so many of the day's documents in its context; 0 is none
     old_dreams: int = 4000  # dreams of birth and of earlier nights, in proportion to what each learnt
     new_dreams: int = 1500  # dreams of the awake self, where the day is not at hand
@@ -98,8 +98,8 @@ class Config:
             raise ValueError(f"row_length={self.row_length} exceeds model.max_len={self.model.max_len}")
         if self.memory.periods[0] % self.row_length:
             raise ValueError(
-                f"memory.periods[0]={self.memory.periods[0]} is not a multiple of row_length={self.row_length}: "
-                "a waking chunk is whole rows"
+                f"memory.periods[0]={self.memory.periods[0]} is not a multiple of row_length="
+                f"{self.row_length}: a waking chunk is whole rows"
             )
 
 

@@ -15,8 +15,8 @@ Step = Callable[..., tuple[TrainState, dict[str, Mean]]]
 class Objective(NamedTuple):
     """sum_k weight_k * total_k / count_k, with every count known before the gradient is taken.
 
-    A mean of micro-batch means is not the mean; dividing each total by the count of the *whole* batch first makes the
-    gradient a plain sum over micro-batches and devices.
+    A mean of micro-batch means is not the mean; dividing each total by the count of the *whole* batch first
+    makes the gradient a plain sum over micro-batches and devices.
 
     Attributes:
       weights: weight of each term by name.
@@ -43,14 +43,25 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
       micro_batches: M, how many equal parts the batch's leading axis is processed in, one after another.
 
     Returns:
-      The step. `reduce` sums a pytree over mapped devices (identity under jit). Metrics hold every term, the objective's
-      own metrics and the gradient norm before clipping. Updates of a batch that counts nothing are zero, never NaN.
+      The step. `reduce` sums a pytree over mapped devices (identity under jit). Metrics hold every term, the
+      objective's own metrics and the gradient norm before clipping. The gradient of a batch that counts
+      nothing is zero, never NaN.
+
+    Raises:
+      ValueError: at the first call, for a batch whose rows do not divide into the micro-batches.
     """
 
+    def divide(x: Array) -> Array:
+        rows, rest = divmod(x.shape[0], micro_batches)
+        if rest:
+            raise ValueError(
+                f"a batch of {x.shape[0]} rows does not divide into {micro_batches} micro-batches"
+            )
+        return x.reshape(micro_batches, rows, *x.shape[1:])
+
     def step(state: TrainState, frozen: Tree, batch: Tree, key: Array, *, reduce=lambda tree: tree):
-        scale = {
-            k: objective.weights[k] / jnp.maximum(n, 1.0) for k, n in reduce(objective.counts(batch)).items()
-        }
+        counts = reduce(objective.counts(batch))
+        scale = {k: objective.weights[k] / jnp.where(n > 0, n, 1.0) for k, n in counts.items()}
 
         def loss(params, part, key):
             terms, metrics = objective.totals(params, frozen, part, key)
@@ -65,7 +76,7 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
         if micro_batches == 1:
             grads, metrics = gradient(state.params, batch, key)
         else:
-            parts = jax.tree.map(lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]), batch)
+            parts = jax.tree.map(divide, batch)
             keys = jax.random.split(key, micro_batches)
             first = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), key)
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)

@@ -31,7 +31,10 @@ class WakeConfig:
         if self.rule not in ("sgd", "adam"):
             raise ValueError(f"wake.rule={self.rule!r} is neither 'sgd' nor 'adam'")
         if self.passes < 1 or self.clip <= 0 or min(self.lr, default=-1) < 0:
-            raise ValueError(f"wake.passes={self.passes}, wake.clip={self.clip} and wake.lr={self.lr} must be positive")
+            raise ValueError(
+                f"wake.passes={self.passes} and wake.clip={self.clip} must be positive, "
+                f"wake.lr={self.lr} one rate per fast level and none of them negative"
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -66,20 +69,31 @@ def init(config: WakeConfig, fast: Tree, levels: int) -> WakeState:
 def make(model: Model, config: WakeConfig):
     """A pure `step(state, frozen, batch, key, *, reduce) -> (state, metrics)` that lives one chunk.
 
-        theta_l <- theta_l - eta_l clip(mean of the gradients of the last C_l tokens)   if C_l divides the clock   (2)
+        theta_l <- theta_l - eta_l clip(mean gradient of the last C_l tokens)   if C_l divides the clock   (2)
 
-    The chunk is one batch of packed rows of C_1 positions in all. Its loss is taken before any write (predict, then
-    update), so no token sees an update that holds its own target. A slower level accumulates the gradients of
-    the chunks in between, each taken at the then-current faster levels. Eq. 2 sums over the chunk; the mean and the
-    clip are our reading, which makes eta independent of C_l, as is taking moments ("adam") for the paper's
-    "error component of an arbitrary optimizer".
+    The chunk is one batch of packed rows of C_1 positions in all. Its loss is taken before any write
+    (predict, then update), so no token sees an update that holds its own target. A slower level accumulates
+    the gradients of the chunks in between, each taken at the then-current faster levels. Eq. 2 sums over the
+    chunk; the mean (over tokens that count) and the clip are our reading, which makes eta independent of C_l,
+    as is taking moments ("adam") for the paper's "error component of an arbitrary optimizer".
+
+    Args:
+      model: its `memory_config` says which weights are written how often.
+      config: how.
+
+    Returns:
+      The step. `frozen` is `(params, memory)`, whose own fast level is not read; metrics are the loss, the
+      norm of the fastest level's mean gradient before clipping, and the writes of each level so far.
 
     Raises:
       ValueError: the number of learning rates is not the number of levels.
     """
     periods = model.memory_config.periods
     if len(config.lr) != len(periods):
-        raise ValueError(f"wake.lr={config.lr} has {len(config.lr)} entries for the {len(periods)} levels of memory.periods={periods}")
+        raise ValueError(
+            f"wake.lr={config.lr} has {len(config.lr)} entries for the {len(periods)} levels of "
+            f"memory.periods={periods}"
+        )
     level_NF = memory_lib.levels(model.config, model.memory_config)
     owner = {"gate_NDF": level_NF[:, None], "up_NDF": level_NF[:, None], "down_NFD": level_NF[:, :, None]}
     lr_L = jnp.array(config.lr, jnp.float32)
@@ -90,8 +104,12 @@ def make(model: Model, config: WakeConfig):
         return {k: x[level] for k, level in owner.items()}
 
     def norms(tree: Tree) -> Array:
-        square = lambda l: sum(jnp.sum(jnp.where(owner[k] == l, jnp.square(tree[k]), 0.0)) for k in owner)  # noqa: E741
-        return jnp.sqrt(jnp.stack([square(l) for l in range(len(periods))]))  # noqa: E741
+        """norm_L over all weights of a level."""
+
+        def square(level: int) -> Array:
+            return sum(jnp.sum(jnp.where(owner[k] == level, jnp.square(tree[k]), 0.0)) for k in owner)
+
+        return jnp.sqrt(jnp.stack([square(level) for level in range(len(periods))]))
 
     def step(state: WakeState, frozen: Tree, batch: Batch, key: Array, *, reduce=lambda tree: tree):
         del key
@@ -107,7 +125,7 @@ def make(model: Model, config: WakeConfig):
         clock = state.clock + periods[0]
         due_L = clock % jnp.array(periods) == 0
 
-        per_token = spread(1 / jnp.maximum(tokens_L, 1.0))
+        per_token = spread(1 / jnp.where(tokens_L > 0, tokens_L, 1.0))
         mean = {k: gradient[k] * per_token[k] for k in owner}
         norm_L = norms(mean)
         shrink = spread(jnp.minimum(1.0, config.clip / jnp.maximum(norm_L, 1e-12)))
@@ -118,7 +136,8 @@ def make(model: Model, config: WakeConfig):
             old1, old2 = moments
             new1 = {k: _B1 * old1[k] + (1 - _B1) * change[k] for k in owner}
             new2 = {k: _B2 * old2[k] + (1 - _B2) * jnp.square(change[k]) for k in owner}
-            moments = tuple({k: jnp.where(due[k], new[k], old[k]) for k in owner} for new, old in ((new1, old1), (new2, old2)))
+            pairs = ((new1, old1), (new2, old2))
+            moments = tuple({k: jnp.where(due[k], new[k], old[k]) for k in owner} for new, old in pairs)
             n_L = (state.writes_L + 1).astype(jnp.float32)
             unbias1, unbias2 = spread(1 / (1 - _B1**n_L)), spread(1 / (1 - _B2**n_L))
             change = {k: new1[k] * unbias1[k] / (jnp.sqrt(new2[k] * unbias2[k]) + _EPS) for k in owner}
@@ -126,7 +145,8 @@ def make(model: Model, config: WakeConfig):
 
         writes_L = state.writes_L + due_L
         metrics = {"nll": nll, "gradient_norm": Mean(norm_L[0], jnp.float32(1))}
-        metrics |= {f"writes_{l + 1}": Mean(writes_L[l].astype(jnp.float32), jnp.float32(1)) for l in range(len(periods))}  # noqa: E741
+        for level, count in enumerate(writes_L):
+            metrics[f"writes_{level + 1}"] = Mean(count.astype(jnp.float32), jnp.float32(1))
         kept = {k: jnp.where(due[k], 0.0, gradient[k]) for k in owner}
         tokens_L = jnp.where(due_L, 0.0, tokens_L)
         return WakeState(fast, kept, moments, tokens_L, clock, writes_L), metrics
@@ -142,6 +162,7 @@ def rows_per_chunk(model: Model, row_length: int) -> int:
     """
     period = model.memory_config.periods[0]
     if period % row_length:
-        raise ValueError(f"memory.periods[0]={period} is not a multiple of data.row_length={row_length}: a chunk is whole rows")
+        raise ValueError(
+            f"memory.periods[0]={period} is not a multiple of row_length={row_length}: a chunk is whole rows"
+        )
     return period // row_length
-

@@ -5,3 +5,64 @@ import os
 _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+
+import dataclasses  # noqa: E402
+import functools  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+EOS = 2
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny(**settings) -> Model`: settings of model and memory together; the same ones give the same model."""
+    from sleep_jax.model.build import build
+    from sleep_jax.model.config import MemoryConfig, ModelConfig
+
+    model_keys = {f.name for f in dataclasses.fields(ModelConfig)}
+    small = {"vocab_size": 40, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 4, "ff": 24}
+    small |= {"max_len": 32, "periods": (16,), "slow_levels": 2, "slots": 3, "rank": 4}
+
+    @functools.cache
+    def make(**settings):
+        parts = ({}, {})
+        for key, value in (small | settings).items():
+            parts[key not in model_keys][key] = value
+        return build(ModelConfig(**parts[0]), MemoryConfig(**parts[1]), eos=EOS)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scatter():
+    """`scatter(shapes, seed) -> tree`: normal numbers in place of a tree's arrays, norm scales around 1."""
+
+    def fill(shapes, seed, size=0.3):
+        rng = np.random.default_rng(seed)
+
+        def leaf(path, x):
+            if x.dtype == bool:
+                return np.zeros(x.shape, bool)
+            about = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+            return (about + size * rng.normal(size=x.shape)).astype(x.dtype)
+
+        return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def grown(scatter):
+    """`grown(model) -> (params, memory)`: nothing is zero but the mask of open slots."""
+
+    @functools.cache
+    def make(model, seed=0):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        params = scatter(jax.eval_shape(model.init, key), seed)
+        memory = scatter(jax.eval_shape(model.init_memory, key), seed + 1)
+        return jax.device_put((params, memory))
+
+    return make

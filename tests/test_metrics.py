@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
-from sleep_jax import metrics
+from sleep_jax import metrics, terminal
 
 SUMMARY = metrics.Summary(
     method="sleep", seed=1, final_accuracy=0.8231, birth_before=0.9, birth_after=0.85,
     experiences={"travel": 0.77, "banking": None}, learning_accuracy=0.8, backward_transfer=-0.02,
+    forward_transfer=0.01, forgetting_from_first=0.02,
     forgetting_from_peak=0.031, wall_s={"wake": 30.0, "seed": 150.0},
     tokens={"source": 10, "dreamt": 20, "gradient": 1_234_567}, flops=math.inf, peak_rss_bytes=7,
     nights=[metrics.Night(1, "travel", "committed")],
@@ -154,12 +155,12 @@ def test_unreadable_lines_are_counted(tmp_path):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_log_gets_a_line_every_15_seconds_with_rate_and_eta(clock, capsys):
-    for _ in metrics.progress(100, "seeding", start=20):
+    for _ in terminal.progress(100, "seeding", start=20):
         clock[0] += 1.0 if clock[0] < 130 else 0.5
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
@@ -167,33 +168,42 @@ def test_a_log_gets_a_line_every_15_seconds_with_rate_and_eta(clock, capsys):
         "seeding: 50/100 · 1/s · ETA 50.0 s",
         "seeding: 80/100 · 2/s · ETA 10.0 s",
     ]
-    assert lines[3:] == ["seeding: 100/100 · 1.455/s · took 55.0 s"]
+    assert lines[3:] == ["seeding: 100/100 · 1.45/s · took 55.0 s"]
 
 
 def test_what_is_quick_is_silent_and_totals_may_be_unknown(clock, capsys):
-    assert list(metrics.progress([5, 6], "quick")) == [5, 6]
-    assert list(metrics.progress(5, "rest", start=3)) == [3, 4]
+    assert list(terminal.progress([5, 6], "quick")) == [5, 6]
+    assert list(terminal.progress(5, "rest", start=3)) == [3, 4]
     assert capsys.readouterr().out == ""
-    with metrics.progress(iter(()), "reading") as bar:
+    with terminal.progress(iter(()), "reading") as bar:
         clock[0] += 20
         bar.advance(0)
         clock[0] += 20
         bar.advance(5)
     assert capsys.readouterr().out.splitlines() == [
-        "reading: 0 · 0/s · ETA –", "reading: 5 · 0.25/s · ETA –", "reading: 5 · 0.125/s · took 40.0 s",
+        "reading: 0 · 0/s · ETA –", "reading: 5 · 4.0 s each · ETA –",
+        "reading: 5 · 8.0 s each · took 40.0 s",
+    ]  # fmt: skip
+
+
+def test_the_end_of_a_loop_is_told_once(clock, capsys):
+    for _ in terminal.progress(2, "slow"):
+        clock[0] += 20
+    assert capsys.readouterr().out.splitlines() == [
+        "slow: 1/2 · 20.0 s each · ETA 20.0 s", "slow: 2/2 · 20.0 s each · took 40.0 s",
     ]  # fmt: skip
 
 
 def test_bars_nest_on_a_terminal_and_end_with_the_outermost(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    for _ in metrics.progress(2, "days"):
-        for _ in metrics.progress([1, 2, 3], "steps [of it]"):
-            assert [task.description for task in metrics.Bar._live.tasks] == ["days", "steps [of it]"]
-        assert [task.total for task in metrics.Bar._live.tasks] == [2]
-    assert metrics.Bar._live is None
-    with pytest.raises(RuntimeError, match="day is over"), metrics.progress(2, "days"):
+    for _ in terminal.progress(2, "days"):
+        for _ in terminal.progress([1, 2, 3], "steps [of it]"):
+            assert [task.description for task in terminal.Bar._live.tasks] == ["days", "steps [of it]"]
+        assert [task.total for task in terminal.Bar._live.tasks] == [2]
+    assert terminal.Bar._live is None
+    with pytest.raises(RuntimeError, match="day is over"), terminal.progress(2, "days"):
         raise RuntimeError("the day is over")
-    assert metrics.Bar._live is None
+    assert terminal.Bar._live is None
     assert "days" in capsys.readouterr().out
 
 
@@ -201,7 +211,7 @@ def test_closing_table_shows_lives_and_nights():
     console = rich.console.Console(file=io.StringIO(), width=40)
     night = metrics.Links(1, "travel", 0.9, 0.7, 0.8, 0.75, 0.88, 0.87, 0.91)
     other = dataclasses.asdict(SUMMARY) | {"method": "se[red]q", "experiences": {"travel": 0.123}}
-    metrics.closing_table([SUMMARY, other], {"sleep [b]": [night]}, console)
+    terminal.closing_table([SUMMARY, other], {"sleep [b]": [night]}, console)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     for expected in (
         "sleep 1 82.3 90.0 → 85.0 80.0 3.1 1.23 M 3.0 min", "sleep 1 77.0 –", "se[red]q 1 12.3 –",
@@ -210,19 +220,28 @@ def test_closing_table_shows_lives_and_nights():
         assert expected in lines
 
 
+def test_the_morning_says_how_the_night_ended_and_what_is_known():
+    assert terminal.morning(SUMMARY) == "  night 1 committed · all 82.3 % · birth 85.0 % · banking – %"
+    night = metrics.Night(2, "banking", "rolled back", "not finite")
+    worse = dataclasses.replace(SUMMARY, nights=[*SUMMARY.nights, night], experiences={"banking": 0.5})
+    assert terminal.morning(worse).startswith("  night 2 rolled back (not finite) · all")
+    sleepless = dataclasses.replace(SUMMARY, nights=[], experiences={})
+    assert terminal.morning(sleepless) == "  all 82.3 % · birth 85.0 %"
+
+
 @given(st.floats(1e-3, 1e20))
 def test_scaled_keeps_three_digits(value):
-    digits, _, unit = metrics.scaled(value).partition(" ")
+    digits, _, unit = terminal.scaled(value).partition(" ")
     power = ("", "k", "M", "G", "T", "P", "E").index(unit)
     assert math.isclose(float(digits) * 1000**power, value, rel_tol=5.1e-3)
     assert power == 0 or power == 6 or 1 <= float(digits) < 1000
 
 
 def test_formats():
-    shown = [metrics.scaled(v, "B") for v in (None, 0, 999, 1000, 999_700, 1_234_567)]
+    shown = [terminal.scaled(v, "B") for v in (None, 0, 999, 1000, 999_700, 1_234_567)]
     assert shown == ["–", "0 B", "999 B", "1 kB", "1 MB", "1.23 MB"]
-    assert [metrics.duration(v) for v in (None, 8.12, 200, 7560)] == ["–", "8.1 s", "3.3 min", "2.1 h"]
-    assert [metrics.percent(v) for v in (None, 0.9234)] == ["–", "92.3"]
+    assert [terminal.duration(v) for v in (None, 8.12, 200, 7560)] == ["–", "8.1 s", "3.3 min", "2.1 h"]
+    assert [terminal.percent(v) for v in (None, 0.9234)] == ["–", "92.3"]
 
 
 def test_peak_memory_is_in_bytes(monkeypatch):

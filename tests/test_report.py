@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sleep_jax import metrics, report
+from sleep_jax import charts, metrics, report, runs
 
 NAMES = ["birth", "travel", "banking", "small_talk", "kitchen_and_dining", "auto_and_commute"]
 EVIL = "<script>alert('x')</script> & \"quoted\" ünï \ud800"
@@ -21,8 +21,7 @@ def make_run(path, method, seed, fall, rng, slept=True):
     n = len(NAMES)
     learnt = np.array([0.89, 0.83, 0.79, 0.86, 0.74, 0.81]) + rng.normal(0, 0.01, n)
     accuracy = [
-        [max(learnt[j] - fall * (i - j), 0.02) if j <= i else math.nan for j in range(n)]
-        for i in range(n)
+        [max(learnt[j] - fall * (i - j), 0.02) if j <= i else math.nan for j in range(n)] for i in range(n)
     ]
     final, birth = accuracy[-1], accuracy[0][0]
     nights = [metrics.Night(k, NAMES[k], "committed") for k in range(1, n)] if slept else []
@@ -35,7 +34,8 @@ def make_run(path, method, seed, fall, rng, slept=True):
             birth_before=birth, birth_after=final[0],
             experiences=dict(zip(NAMES[1:], final[1:], strict=True)),
             learning_accuracy=float(np.mean(learnt[1:])),
-            backward_transfer=-fall * 2.5, forgetting_from_peak=fall * 2.5,
+            backward_transfer=-fall * 2.5, forward_transfer=0.004, forgetting_from_first=fall * 2.5,
+            forgetting_from_peak=fall * 2.5,
             wall_s={"birth": 512.2, "wake": 38.5, "dream": 220.0 * slept, "seed": 610.0 * slept},
             tokens={"source": 151_000, "dreamt": 812_345 * slept, "gradient": 3_456_789}, flops=4.2e13,
             peak_rss_bytes=1_450_000_000, nights=nights,
@@ -138,13 +138,13 @@ def test_methods_show_mean_and_sample_deviation(tmp_path):
         summary = {"method": "sleep", "seed": seed, "final_accuracy": value, "backward_transfer": -value / 10}
         (tmp_path / f"seed{seed}" / "sleep" / "summary.json").write_text(json.dumps(summary))
     text = report.write(tmp_path).read_text()
-    assert '75.0<small>± 5.6</small>' in text and '−7.5<small>± 0.6</small>' in text
+    assert "75.0<small>± 5.6</small>" in text and "−7.5<small>± 0.6</small>" in text
 
 
 def test_band_spans_the_seeds_and_unmeasured_points_break_nothing():
     nan = math.nan
-    line = report.Line("m", "red", [0, 1, 2], [0.5, nan, 1.0], [0.0, nan, 1.0], [1.0, nan, 1.0])
-    drawing = report._line_chart("t", [line], ["birth", "1", "2"], share=True)
+    line = charts.Line("m", "red", [0, 1, 2], [0.5, nan, 1.0], [0.0, nan, 1.0], [1.0, nan, 1.0])
+    drawing = charts.line_chart("t", [line], ["birth", "1", "2"], share=True)
     top, bottom = 8.0, 186.0  # 100 % and 0 % of a chart 210 high with margins of 8 and 24
     assert f'points="44.0,{top} 350.0,{top} 350.0,{top} 44.0,{bottom}"' in drawing
     assert f'd="M44.0 {(top + bottom) / 2}M350.0 {top}"' in drawing
@@ -160,17 +160,50 @@ def test_accuracy_over_nights_counts_only_what_was_lived_through(tmp_path):
     assert '<td class="cell" style="--v:60%" title="birth after travel: 60.0 %">60</td>' in text
 
 
+def test_what_was_asked_ahead_is_faint_and_a_number_is_not_said_twice():
+    rows = [("birth", {"birth": 0.9, "day 1": 0.9}), ("day 1", {"day 1": 0.7})]
+    grid = charts.heat_map("t", ["birth", "day 1", "travel"], rows)
+    classes = re.findall(r'<td class="([^"]*)" style="--v:(\d+)%"', grid)
+    assert classes == [("cell hot", "90"), ("cell ahead", "90"), ("cell hot", "70")]
+    assert re.findall(r"<th[^>]*>([^<]+)</th>", grid) == ["birth", "1", "2", "birth", "day 1"]
+    assert charts.numbered(2, "travel") == "2 · travel" and charts.numbered(2, "day 12") == "2 · day 12"
+
+
+def test_a_birth_is_no_life_but_its_curves_and_costs_are_shown(tmp_path):
+    make_run(tmp_path / "sleep", "sleep", 0, 0.01, np.random.default_rng(1))
+    with metrics.MetricsWriter(tmp_path / "birth") as log:
+        for step in range(3):
+            log.write("birth", 0, step, {"nll": 1.0 / (step + 1)})
+        log.time("birth/fit", 0, 60.0)
+        log.time("birth", 0, 90.0)
+    found = runs.find_runs(tmp_path)
+    assert [(run.name, run.is_birth) for run in found] == [("sleep", False), ("birth", True)]
+    text = Balanced(report.write(tmp_path).read_text()).text
+    assert "1 run · 1 method · 1 seed" in text["p"] and "birth · nll" in text["b"]
+    assert not [said for said in text["p"] if said.startswith("No ") and "config" not in said]
+    assert text["td"].count("1.5 min") == 2  # of its only phase, and in all: parts of phases do not add up
+
+
+def test_accuracy_over_nights_ends_where_the_summary_does(tmp_path):
+    (tmp_path / "retention.csv").write_text("after,birth,travel\nbirth,0.8,0.1\ntravel,0.6,0.3\n")
+    summary = {"final_accuracy": 0.5, "questions": {"birth": 200, "travel": 100}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (run,) = runs.find_runs(tmp_path)
+    assert run.accuracy(slice(None)) == pytest.approx([0.8, summary["final_accuracy"]])
+    assert run.accuracy(slice(1, None)) == pytest.approx([math.nan, 0.3], nan_ok=True)
+
+
 def test_curves_are_thinned_to_means_and_keep_gaps():
-    x, y = report._thin(range(1200), [*range(600), math.nan, *range(601, 1200)])
+    x, y = charts.thin(range(1200), [*range(600), math.nan, *range(601, 1200)])
     assert len(x) == 120 and x[0] == y[0] == 4.5 and x[-1] == y[-1] == 1194.5
     assert [i for i, v in enumerate(y) if math.isnan(v)] == [60]
-    assert report._thin([3, 5], [1.0, 2.0]) == ([3, 5], [1.0, 2.0])
+    assert charts.thin([3, 5], [1.0, 2.0]) == ([3, 5], [1.0, 2.0])
 
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
 def test_ticks_are_few_even_and_span(low, extent):
     high = low + extent
-    ticks = report._ticks(low, high)
+    ticks = charts.ticks(low, high)
     slack = 1e-6 * (high - low) + 1e-6 * abs(high) + 1e-30
     assert ticks[0] <= low + slack and ticks[-1] >= high - slack and 1 <= len(ticks) <= 7
     assert np.allclose(np.diff(ticks, 2), 0, atol=slack)
@@ -178,32 +211,32 @@ def test_ticks_are_few_even_and_span(low, extent):
 
 @given(*[st.floats(0, 1)] * 4)
 def test_leaks_are_shares_of_one(awake, recalled, student, after):
-    shares = report.leaks({"awake": awake, "recalled": recalled, "student": student, "after": after})
+    shares = runs.leaks({"awake": awake, "recalled": recalled, "student": student, "after": after})
     assert all(share >= 0 for share in shares.values()) and math.isclose(sum(shares.values()), 1)
     assert shares["kept"] == after
 
 
 def test_leaks_of_a_falling_chain_are_its_steps():
-    shares = report.leaks({"awake": 0.9, "recalled": 0.7, "student": 0.6, "after": 0.2})
+    shares = runs.leaks({"awake": 0.9, "recalled": 0.7, "student": 0.6, "after": 0.2})
     expected = {"kept": 0.2, "router": 0.4, "student": 0.1, "dreams": 0.2, "awake": 0.1}
     assert shares == pytest.approx(expected)
     # Recalling more than the awake self knows is no gain.
-    shares = report.leaks({"awake": 0.5, "recalled": 0.9, "student": 0.4, "after": 0.4})
+    shares = runs.leaks({"awake": 0.5, "recalled": 0.9, "student": 0.4, "after": 0.4})
     assert shares == pytest.approx({"kept": 0.4, "router": 0, "student": 0.1, "dreams": 0, "awake": 0.5})
-    assert report.leaks({"awake": 0.9, "recalled": None, "student": 0.6, "after": 0.2}) is None
+    assert runs.leaks({"awake": 0.9, "recalled": None, "student": 0.6, "after": 0.2}) is None
 
 
 def test_sample_takes_from_every_fate_and_keeps_the_order():
     dreams = [{"teacher": "awake", "reason": "", "i": i} for i in range(1000)]
     dreams[500] = {"teacher": "resting:3", "reason": "quota", "i": 500}
-    some = [dream["i"] for dream in report.sample(dreams, 5)]
+    some = [dream["i"] for dream in runs.sample(dreams, 5)]
     assert some == sorted(some) and len(some) == 5 and 500 in some and max(some) > 700
-    assert report.sample(dreams[:3], 5) == dreams[:3]
+    assert runs.sample(dreams[:3], 5) == dreams[:3]
 
 
 def test_a_life_in_its_work_directory_itself(tmp_path):
     make_run(tmp_path, "sleep", 0, 0.01, np.random.default_rng(1))
-    assert [(run.name, run.method, run.seed) for run in report.find_runs(tmp_path)] == [(".", "sleep", "0")]
+    assert [(run.name, run.method, run.seed) for run in runs.find_runs(tmp_path)] == [(".", "sleep", "0")]
     assert report.write(tmp_path) == tmp_path / "report.html"
 
 

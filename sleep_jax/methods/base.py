@@ -25,8 +25,8 @@ class Method:
     """One way of living.
 
     Attributes:
-      phases: of a day and its night, in order; `run(world, name, state, cycle, experience) -> state`, where `name` is
-        "<cycle>-<phase>". A checkpoint stands at the end of each.
+      phases: of a day and its night, in order; `run(world, name, state, cycle, experience) -> state`, where
+        `name` is "<cycle>-<phase>". A checkpoint stands at the end of each.
       extra: `extra(world, params) -> arrays` that the method keeps beside them, as they are after birth.
       extra_like: `extra_like(params) -> arrays` of the same shapes, to restore a checkpoint into.
       answerer: `answerer(world, state, lived) -> Answerer`; `lived` are the days so far.

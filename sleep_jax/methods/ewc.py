@@ -37,12 +37,14 @@ def train(world: World, name: str, state: State, cycle: int, experience: Experie
 
 
 def penalised(world: World, strength: float) -> Objective:
-    """nll + strength / 2 * sum_i F_i (theta_i - anchor_i)^2 (Eq. 3), with one anchor for all earlier experiences."""
+    """nll + strength / 2 * sum_i F_i (theta_i - anchor_i)^2 (Eq. 3); one anchor for all that is earlier."""
     plain = losses.supervised(world.model)
 
     def totals(params, frozen, batch, key):
         terms, metrics = plain.totals(params, None, batch, key)
-        squares = jax.tree.map(lambda f, p, a: jnp.sum(f * jnp.square(p - a)), frozen["fisher"], params, frozen["anchor"])
+        squares = jax.tree.map(
+            lambda f, p, a: jnp.sum(f * jnp.square(p - a)), frozen["fisher"], params, frozen["anchor"]
+        )
         # Weighted by the tokens of the part, so that micro-batches and devices add up to one penalty.
         tokens = terms["nll"].count
         return {**terms, "penalty": Mean(0.5 * sum(jax.tree.leaves(squares)) * tokens, tokens)}, metrics
@@ -54,7 +56,7 @@ def penalised(world: World, strength: float) -> Objective:
 
 
 def fisher(world: World, params: Tree, experience: Experience) -> Tree:
-    """Diagonal of the empirical Fisher: the mean over examples of the squared gradient of each example's log-likelihood.
+    """Diagonal of the empirical Fisher: mean over examples of the squared gradient of the log-likelihood.
 
     One gradient per example (`vmap`): squaring the gradient of a batch would be something else.
     """

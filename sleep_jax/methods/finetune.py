@@ -41,7 +41,9 @@ def mixed(new: Batch, old: Batch, share: float, seed: int) -> Batch:
     """Rows of which `share` are old, drawn with repetition where there are too few."""
     draw = np.random.default_rng(seed)
     want = max(round(len(new.tokens_BT) * share / (1 - share)), 1)
-    pick = np.concatenate([draw.permutation(len(old.tokens_BT)) for _ in range(-(-want // len(old.tokens_BT)))])[:want]
+    pick = np.concatenate(
+        [draw.permutation(len(old.tokens_BT)) for _ in range(-(-want // len(old.tokens_BT)))]
+    )[:want]
     return jax.tree.map(lambda a, b: np.concatenate([a, b[pick]]), new, old)
 
 
@@ -56,7 +58,13 @@ def read(world: World, experience: Experience) -> None:
 
 
 def fit_backbone(
-    world: World, name: str, state: State, cycle: int, rows: Batch, objective: Objective | None = None, frozen: Tree = None
+    world: World,
+    name: str,
+    state: State,
+    cycle: int,
+    rows: Batch,
+    objective: Objective | None = None,
+    frozen: Tree = None,
 ) -> State:
     """Trains the backbone on rows within the budget; without an objective, on next-token prediction."""
     count = steps_for(world, rows)
@@ -91,7 +99,7 @@ def replay(world: World, name: str, state: State, cycle: int, experience: Experi
 
 
 def reservoir(world: World, cycle: int) -> list[Example]:
-    """The buffer on the morning of a day: a uniform sample of all that was read before, a function of the seed alone."""
+    """The buffer on the morning of a day: a uniform sample of all read before, by the seed alone."""
     draw = np.random.default_rng([world.seed, 7])
     buffer: list[Example] = []
     seen = 0

@@ -1,5 +1,7 @@
-"""Generative replay as in LAMOL (Sun et al. 2020, 1909.03329): the model writes its old examples, then trains on them
-and the day as if both were real."""
+"""Generative replay as in LAMOL (Sun et al. 2020, 1909.03329).
+
+The model writes its old examples, then trains on them and the day as if both were real.
+"""
 
 import dataclasses
 
@@ -22,8 +24,8 @@ def wake(world: World, name: str, state: State, cycle: int, experience: Experien
 def train(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
     """The same number of dreams, and the same access to the day, as a night of Sleep.
 
-    The old ones are sampled from the model as it is before the day, all knowledge at once: there are no earlier
-    selves to ask. They get the same filters; the labels are those that were dreamt.
+    The old ones are sampled from the model as it is before the day, all knowledge at once: there are no
+    earlier selves to ask. They get the same filters; the labels are those that were dreamt.
     """
     config = world.config.sleep
     documents = len(world.stream.birth.train) + sum(len(d.train) for d in world.stream.days[: cycle - 1])

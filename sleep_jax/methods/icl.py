@@ -1,4 +1,4 @@
-"""In-context learning: nothing is trained, the day's documents stand before the question as far as they fit."""
+"""In-context learning: nothing is trained, the documents stand before the question as far as they fit."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,9 @@ def read(world: World, name: str, state: State, cycle: int, experience: Experien
 def answerer(world: World, state: State, lived: Sequence[Experience]) -> evals.Answerer:
     """Each question behind random examples of the days so far, as many as the context window holds."""
     c, tok = world.config, world.tok
-    known = [encoding.encode_answering(tok, e, c.row_length).tokens for x in lived for e in x.train if e.prompt]
+    known = [
+        encoding.encode_answering(tok, e, c.row_length).tokens for x in lived for e in x.train if e.prompt
+    ]
     draw = np.random.default_rng([world.seed, len(lived)])
     room = c.model.max_len - c.answer_tokens
 
@@ -39,7 +41,13 @@ def answerer(world: World, state: State, lived: Sequence[Experience]) -> evals.A
         prompts = rollout.padded([prompt(p) for p in probes])
         options = {"max_new": c.answer_tokens, "temperature": 0.0}
         out = rollout.generate(
-            world.model, state.params, state.memory, prompts, jax.random.key(0), batch_size=c.eval_batch, **options
+            world.model,
+            state.params,
+            state.memory,
+            prompts,
+            jax.random.key(0),
+            batch_size=c.eval_batch,
+            **options,
         )
         return [tok.decode(ids).strip() for ids in rollout.completions(out, prompts[1])]
 

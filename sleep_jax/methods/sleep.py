@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from sleep_jax import evals, metrics, wake as wake_lib
+from sleep_jax import evals, metrics
+from sleep_jax import wake as wake_lib
 from sleep_jax.data import pipeline
 from sleep_jax.data.stream import Experience
 from sleep_jax.fit import World, fit

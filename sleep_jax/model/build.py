@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from sleep_jax.model import decode as decode_lib
@@ -55,17 +54,24 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         Args:
           params: backbone.
           tokens_BT: int32.
-          memory: fast deltas and expert slots; its `active_LE` may be [L, E], or [B, L, E] for a mask per sequence.
-            None is the plain decoder.
+          memory: fast deltas and expert slots; its `active_LE` may be [L, E], or [B, L, E] for a mask per
+            sequence. None is the plain decoder.
           segments_BT: tokens attend within their segment; None is one segment per row.
           positions_BT: counted from 0 in each segment; None is 0, 1, 2, ...
 
+        Returns:
+          Output with logits_BTV and hidden_BTD, and routes_BTLE where there is a bank.
+
         Raises:
-          ValueError: the sequence is longer than `model.max_len`.
+          ValueError: the sequence is longer than `model.max_len` (packed rows may be: nobody looks at how
+            long their segments are).
         """
         B, T = tokens_BT.shape
-        if T > config.max_len and segments_BT is None:
-            raise ValueError(f"a sequence of {T} tokens is longer than model.max_len={config.max_len}; shorten it or raise the key")
+        if segments_BT is None and config.max_len < T:
+            raise ValueError(
+                f"a sequence of {T} tokens is longer than model.max_len={config.max_len}; "
+                "shorten it or raise the key"
+            )
         steps_T = jnp.arange(T)
         mask_BTS = jnp.broadcast_to(steps_T[:, None] >= steps_T[None], (B, T, T))
         if segments_BT is not None:
@@ -77,11 +83,21 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         return Output(unembed(params, hidden_BTD), hidden_BTD, None if routes is None else routes.mean(0))
 
     def decode(
-        params: Tree, prompts_BT: Array, lengths_B: Array, keys_B: Array, *, memory: Memory | None = None, **options
+        params: Tree,
+        prompts_BT: Array,
+        lengths_B: Array,
+        keys_B: Array,
+        *,
+        memory: Memory | None = None,
+        **options,
     ) -> Rollout:
-        """Samples continuations; options and returns as in `decode.decode`."""
+        """Samples continuations; arguments, options and returns as in `decode.decode`, memory as in `apply`.
+
+        Raises:
+          ValueError: padded prompts and new tokens together are longer than `model.max_len`.
+        """
         T, new = prompts_BT.shape[1], options["max_new"]
-        if T + new > config.max_len:
+        if config.max_len < T + new:
             raise ValueError(
                 f"prompts padded to {T} tokens plus {new} new ones exceed model.max_len={config.max_len}; "
                 "shorten the prompts, sample less or raise the key"

@@ -39,7 +39,9 @@ class ModelConfig:
                 "every key/value head serves the same number of query heads"
             )
         if self.head_size % 2:
-            raise ValueError(f"model.head_size={self.head_size} is odd; rotary embeddings turn pairs of channels")
+            raise ValueError(
+                f"model.head_size={self.head_size} is odd; rotary embeddings turn pairs of channels"
+            )
         for key in ("vocab_size", "width", "layers", "heads", "kv_heads", "ff", "max_len", "unroll"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
@@ -68,17 +70,23 @@ class MemoryConfig:
     expert_scale: float = 2.0  # alpha / R
 
     def __post_init__(self):
+        if not self.periods or min(self.periods) < 1:
+            raise ValueError(
+                f"memory.periods={self.periods} must hold at least one period of at least 1 token"
+            )
         for fast, slow in zip(self.periods, self.periods[1:], strict=False):
             if slow % fast:
-                raise ValueError(f"memory.periods={self.periods}: {fast} does not divide {slow}, so level updates misalign")
-        if not self.periods or min(self.periods) < 1:
-            raise ValueError(f"memory.periods={self.periods} must hold at least one period of at least 1 token")
+                raise ValueError(
+                    f"memory.periods={self.periods}: {fast} does not divide {slow}, so level updates misalign"
+                )
         if self.reading not in ("depth", "width"):
             raise ValueError(f"memory.reading={self.reading!r} is neither 'depth' nor 'width'")
         if not 0 <= self.static_share < 1:
             raise ValueError(f"memory.static_share={self.static_share} is not in [0, 1)")
         if self.slots < 2:
-            raise ValueError(f"memory.slots={self.slots}: a bank needs one slot to fill and one kept for merging")
+            raise ValueError(
+                f"memory.slots={self.slots}: a bank needs one slot to fill and one kept for merging"
+            )
         for key in ("slow_levels", "rank"):
             if getattr(self, key) < 1:
                 raise ValueError(f"memory.{key}={getattr(self, key)} must be at least 1")

@@ -1,18 +1,29 @@
 """Sampling with a key/value cache: one jitted loop that stops when every row has ended."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from sleep_jax.model.layers import MASKED
-from sleep_jax.types import Array, Memory, Rollout, Tree
+from sleep_jax.types import Array, Rollout, Tree
 
 
 def filter_logits(logits_BV: Array, temperature: float, top_k: int, top_p: float) -> Array:
-    """Logits of the distribution that is sampled: divided by temperature, cut to the top k, then to the nucleus p.
+    """Logits of the distribution that is sampled: over temperature, cut to the top k, then to the nucleus p.
 
-    The nucleus is the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2019, 1904.09751).
+    The nucleus is the smallest set of tokens whose probability, after temperature and top k, reaches `top_p`
+    (Holtzman et al. 2019, 1904.09751). Tokens that tie with the last one kept are kept too.
+
+    Args:
+      logits_BV: float32.
+      temperature: above 0.
+      top_k: tokens kept; 0 means all.
+      top_p: in (0, 1]; 1 means all.
+
+    Returns:
+      logits_BV, `MASKED` where a token was cut.
     """
     logits_BV = logits_BV / temperature
     if top_k:
@@ -20,10 +31,17 @@ def filter_logits(logits_BV: Array, temperature: float, top_k: int, top_p: float
         logits_BV = jnp.where(logits_BV < kth_B1, MASKED, logits_BV)
     if top_p < 1:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BV, axis=-1)
+        p_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
         last_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV < last_B1, MASKED, logits_BV)
     return logits_BV
+
+
+def first_largest(x_BV: Array) -> Array:
+    """argmax over the last axis, as two reductions that XLA vectorises on CPU (argmax itself it does not)."""
+    V = x_BV.shape[-1]
+    return jnp.min(jnp.where(x_BV == x_BV.max(-1, keepdims=True), jnp.arange(V), V - 1), axis=-1)
 
 
 def decode(
@@ -42,13 +60,14 @@ def decode(
 ) -> Rollout:
     """Continues right-padded prompts.
 
-    Row b's random numbers come from `keys_B[b]` alone, so the same prompt gives the same text in any batch and on any mesh.
-    New tokens share one cache index per iteration behind the padded prompts (positions still count from
-    the true end of each prompt): a cache write is then one slice update and never a scatter.
+    Row b's random numbers come from `keys_B[b]` alone, so the same prompt gives the same text in any batch
+    and on any mesh. New tokens share one cache index per iteration behind the padded prompts (positions still
+    count from the true end of each prompt): a cache write is then one slice update and never a scatter.
 
     Args:
-      step: `step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B) -> (logits_BV, kv)`: logits after the last true token;
-        `cache` is None or `(k_NBSJK, v_NBSJK)` and `kv` the new keys and values of the same layout.
+      step: `step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B) -> (logits_BV, kv)`: logits after
+        the last true token; `cache` is None or `(k_NBJSK, v_NBJSK)` and `kv` the new keys and values of that
+        layout.
       prompts_BT: int32, right-padded.
       lengths_B: true lengths, at least 1.
       keys_B: one random key per row.
@@ -57,23 +76,29 @@ def decode(
       temperature: 0 means greedy.
       top_k: 0 means all.
       top_p: 1 means all.
-      random_expert: each router opens one extra random active expert (the same for all tokens of a call of `step`).
+      random_expert: each router opens one extra random active expert (the same for all tokens of a call of
+        `step`).
 
     Returns:
-      Rollout of T + max_new tokens; greedy tokens report log-probabilities of the unfiltered distribution.
+      Rollout of T + max_new tokens. `logps_BT` is of the distribution that was sampled from, after
+      temperature and cuts; of the plain softmax where greedy.
     """
     B, T = prompts_BT.shape
     rows_B = jnp.arange(B)
 
     def random_keys(i):
-        return jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 1), i))(keys_B) if random_expert else None
+        if not random_expert:
+            return None
+        return jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 1), i))(keys_B)
 
     def sample(logits_BV, i):
         if temperature == 0:
-            token_B = jnp.argmax(logits_BV, axis=-1)
+            token_B = first_largest(logits_BV)
         else:
             logits_BV = filter_logits(logits_BV, temperature, top_k, top_p)
-            token_B = jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, 2 + i), x))(keys_B, logits_BV)
+            sample_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 2 + i))(keys_B)
+            gumbel_BV = jax.vmap(lambda k, z: jax.random.gumbel(k, z.shape))(sample_keys_B, logits_BV)
+            token_B = first_largest(jax.lax.optimization_barrier(gumbel_BV + logits_BV))
         logp_B = logits_BV[rows_B, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
         return token_B.astype(jnp.int32), logp_B
 
@@ -82,7 +107,7 @@ def decode(
     causal_BTS = (steps_T[None, :, None] >= steps_T[None, None]) & prompt_BS[:, None]
     positions_BT = jnp.broadcast_to(steps_T, (B, T))
     logits_BV, kv = step(prompts_BT, positions_BT, causal_BTS, None, random_keys(0))
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, max_new), (0, 0), (0, 0))), kv)
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, max_new), (0, 0))), kv)
     token_B, logp_B = sample(logits_BV, 0)
     state = {
         "i": jnp.int32(1),
@@ -101,9 +126,10 @@ def decode(
         i = s["i"]
         new_BS = jnp.broadcast_to(jnp.arange(max_new)[None] < i - 1, (B, max_new))
         mask_BS = jnp.concatenate([prompt_BS, new_BS, jnp.ones((B, 1), bool)], axis=1)
-        positions_B1 = (lengths_B + i - 1)[:, None]
-        logits_BV, kv = step(s["token_B"][:, None], positions_B1, mask_BS[:, None], s["cache"], random_keys(i))
-        cache = jax.tree.map(lambda c, x: jax.lax.dynamic_update_slice_in_dim(c, x, T + i - 1, 2), s["cache"], kv)
+        token_B1, position_B1 = s["token_B"][:, None], (lengths_B + i - 1)[:, None]
+        logits_BV, kv = step(token_B1, position_B1, mask_BS[:, None], s["cache"], random_keys(i))
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=T + i - 1, axis=3)
+        cache = jax.tree.map(write, s["cache"], kv)
         token_B, logp_B = sample(logits_BV, i)
         token_B = jnp.where(s["done_B"], pad, token_B)
         return {

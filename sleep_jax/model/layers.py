@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from sleep_jax.model.config import ModelConfig
@@ -22,14 +23,30 @@ def rotary(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
 
 
-def attend(q_BTHK: Array, k_BSJK: Array, v_BSJK: Array, mask_BTS: Array) -> Array:
-    """softmax(q k^T / sqrt(K)) v with H/J query heads per key/value head; softmax in float32."""
+def attend(q_BTHK: Array, mask_BTS: Array, *sources: tuple[Array, Array]) -> Array:
+    """softmax(q k^T / sqrt(K)) v with H/J query heads per key/value head; softmax in float32.
+
+    Args:
+      q_BTHK: queries; head h reads key/value head h // (H / J).
+      mask_BTS: bool, which of the S keys each query sees; one that sees none gets the mean of all values.
+      *sources: pairs (k_BJSK, v_BJSK), their keys counted one source after the other. A cache and the tokens
+        behind it are two sources: joining them would copy the cache at every token. Heads stand before keys
+        so that both products read a source as it lies in memory; a transposed copy of the cache at every
+        token costs several times the products.
+    """
     B, T, H, K = q_BTHK.shape
-    J = k_BSJK.shape[2]
-    q_BTJGK = q_BTHK.reshape(B, T, J, H // J, K) * K**-0.5
-    att_BJGTS = jnp.einsum("btjgk,bsjk->bjgts", q_BTJGK, k_BSJK).astype(jnp.float32)
+    J = sources[0][0].shape[1]
+    G = H // J
+    q_BJMK = (q_BTHK * K**-0.5).reshape(B, T, J, G, K).transpose(0, 2, 3, 1, 4).reshape(B, J, G * T, K)
+    scores = [jnp.einsum("bjmk,bjsk->bjms", q_BJMK, k_BJSK).astype(jnp.float32) for k_BJSK, _ in sources]
+    att_BJGTS = jnp.concatenate(scores, axis=-1).reshape(B, J, G, T, -1)
     att_BJGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], att_BJGTS, MASKED), axis=-1)
-    return jnp.einsum("bjgts,bsjk->btjgk", att_BJGTS.astype(v_BSJK.dtype), v_BSJK).reshape(B, T, H, K)
+    att_BJMS = att_BJGTS.astype(q_BTHK.dtype).reshape(B, J, G * T, -1)
+    ends = np.cumsum([k_BJSK.shape[2] for k_BJSK, _ in sources])
+    parts = jnp.split(att_BJMS, ends[:-1], axis=-1)
+    pairs = zip(parts, sources, strict=True)
+    y_BJMK = sum(jnp.einsum("bjms,bjsk->bjmk", part, v_BJSK) for part, (_, v_BJSK) in pairs)
+    return y_BJMK.reshape(B, J, G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
 def project(x_BTD: Array, w: Array) -> Array:
@@ -55,10 +72,17 @@ class RMSNorm(nn.Module):
         return (x32 * scale).astype(c.compute_dtype)
 
 
-def weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int = 1, delta: Array | None = None) -> Array:
-    """A parameter with variance 1 / (product of its first `fan_in` axes), plus its fast-memory delta, in compute dtype.
+def weight(
+    module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int = 1, delta: Array | None = None
+) -> Array:
+    """A parameter, plus its fast-memory delta, in compute dtype; its variance at birth is 1 / fan-in.
 
-    Names end in the stored layout: the leading N is the layer axis that the scan over depth adds.
+    Args:
+      module: whose parameter it is; its `config` names the dtypes.
+      name: ends in the stored layout, whose leading N is the layer axis that the scan over depth adds.
+      shape: without that axis.
+      fan_in: how many leading axes of `shape` are summed over.
+      delta: float32 of the same shape, added before the cast.
     """
     c = module.config
     axes = tuple(range(fan_in)), tuple(range(fan_in, len(shape)))
@@ -70,7 +94,10 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int = 1
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention; returns the new keys and values for a cache."""
+    """Grouped-query attention (2305.13245) over cache and tokens; returns y_BTD and the new k_BJTK and v_BJTK.
+
+    Keys are cached turned to their positions, behind the optional norms of queries and keys.
+    """
 
     config: ModelConfig
 
@@ -93,17 +120,15 @@ class Attention(nn.Module):
             k_BTJK = RMSNorm(c, name="k_norm")(k_BTJK)
         q_BTHK = rotary(q_BTHK, positions_BT, c.rope_theta)
         k_BTJK = rotary(k_BTJK, positions_BT, c.rope_theta)
-        k_BSJK, v_BSJK = k_BTJK, v_BTJK
-        if cache is not None:
-            k_BSJK = jnp.concatenate([cache[0], k_BTJK], axis=1)
-            v_BSJK = jnp.concatenate([cache[1], v_BTJK], axis=1)
-        y_BTHK = attend(q_BTHK, k_BSJK, v_BSJK, mask_BTS)
-        y_BTD = project(y_BTHK.reshape(*y_BTHK.shape[:2], H * K), weight(self, "o_NHKD", (H, K, D), fan_in=2).reshape(H * K, D))
-        return y_BTD, (k_BTJK, v_BTJK)
+        fresh = k_BTJK.swapaxes(1, 2), v_BTJK.swapaxes(1, 2)
+        y_BTHK = attend(q_BTHK, mask_BTS, *((fresh,) if cache is None else (cache, fresh)))
+        o_HKD = weight(self, "o_NHKD", (H, K, D), fan_in=2)
+        y_BTD = project(y_BTHK.reshape(*y_BTHK.shape[:2], H * K), o_HKD.reshape(H * K, D))
+        return y_BTD, fresh
 
 
 class SwiGLU(nn.Module):
-    """(silu(x Wg) * (x Wu)) Wd, each weight plus its fast-memory delta when one is given."""
+    """(silu(x Wg) * (x Wu)) Wd (Shazeer 2020, 2002.05202), each weight plus its fast-memory delta if any."""
 
     config: ModelConfig
 
@@ -111,6 +136,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x_BTD: Array, fast: Tree | None) -> Array:
         D, F = self.config.width, self.config.ff
         fast = fast or {}
-        gate_BTF = project(x_BTD, weight(self, "gate_NDF", (D, F), delta=fast.get("gate_NDF")))
-        up_BTF = project(x_BTD, weight(self, "up_NDF", (D, F), delta=fast.get("up_NDF")))
-        return project(jax.nn.silu(gate_BTF) * up_BTF, weight(self, "down_NFD", (F, D), delta=fast.get("down_NFD")))
+        gate_DF = weight(self, "gate_NDF", (D, F), delta=fast.get("gate_NDF"))
+        up_DF = weight(self, "up_NDF", (D, F), delta=fast.get("up_NDF"))
+        down_FD = weight(self, "down_NFD", (F, D), delta=fast.get("down_NFD"))
+        return project(jax.nn.silu(project(x_BTD, gate_DF)) * project(x_BTD, up_DF), down_FD)

@@ -18,17 +18,20 @@ def levels(model: ModelConfig, memory: MemoryConfig) -> np.ndarray:
     """The fast level that owns each hidden unit of each MLP, as level_NF int32; -1 is the static backbone.
 
     Depth-wise, layers are split into equal groups, earlier layers faster; width-sliced, the hidden units of
-    every layer are. The last `static_share` of layers or units belongs to no level. Both are readings: the papers say
-    "placing the MLP blocks in different levels" (Nested Learning, 9.1) and no more.
+    every layer are. The last `static_share` of layers or units belongs to no level. Both are readings: the
+    papers say "placing the MLP blocks in different levels" (Nested Learning, 9.1) and no more.
+
+    Raises:
+      ValueError: there are more levels than layers (or hidden units) to own.
     """
     count = len(memory.periods)
     size = model.layers if memory.reading == "depth" else model.ff
     owned = max(round(size * (1 - memory.static_share)), 1)
     if owned < count:
         raise ValueError(
-            f"memory.periods names {count} levels but only {owned} of {size} "
-            f"{'layers' if memory.reading == 'depth' else 'hidden units'} are theirs "
-            f"(model.{'layers' if memory.reading == 'depth' else 'ff'}, memory.static_share={memory.static_share})"
+            f"memory.periods={memory.periods} names {count} levels but only {owned} of {size} "
+            f"{'layers' if memory.reading == 'depth' else 'hidden units'} are theirs (model."
+            f"{'layers' if memory.reading == 'depth' else 'ff'}, memory.static_share={memory.static_share})"
         )
     level = np.full(size, -1, np.int32)
     level[:owned] = np.arange(owned) * count // owned
@@ -41,7 +44,8 @@ def init(model: ModelConfig, memory: MemoryConfig, key: Array) -> Memory:
     """Empty memory: zero deltas, every slot locked, A ~ N(0, 1/D) and the rest of each slot 0."""
     N, D, F = model.layers, model.width, model.ff
     L, E, R = memory.slow_levels, memory.slots, memory.rank
-    fast = {k: jnp.zeros(s, jnp.float32) for k, s in (("gate_NDF", (N, D, F)), ("up_NDF", (N, D, F)), ("down_NFD", (N, F, D)))}
+    shapes = {"gate_NDF": (N, D, F), "up_NDF": (N, D, F), "down_NFD": (N, F, D)}
+    fast = {k: jnp.zeros(shape, jnp.float32) for k, shape in shapes.items()}
     bank = {
         "a_NLEDR": jax.random.normal(key, (N, L, E, D, R), jnp.float32) * D**-0.5,
         "b_NLERD": jnp.zeros((N, L, E, R, D), jnp.float32),
@@ -74,21 +78,28 @@ def clear_slots(memory: Memory, mask: np.ndarray) -> Memory:
 
 
 def force_slot(memory: Memory, level: int, index: int) -> Memory:
-    """The same memory with the routers of one slot always choosing it, to tell what it knows from when it is asked."""
+    """The same memory, with the routers of one slot always choosing it if it is unlocked.
+
+    Tells what a slot knows apart from whether the router asks it.
+    """
     bias = memory.bank["bias_NLE"].at[:, level, index].set(-MASKED)
     return dataclasses.replace(memory, bank={**memory.bank, "bias_NLE": bias})
 
 
-def with_active(memory: Memory, active: Array) -> Memory:
-    """The same memory with other slots unlocked: [L, E] for all, or [B, L, E] for each sequence of a batch."""
-    return dataclasses.replace(memory, active_LE=active)
+def with_active(memory: Memory, active: Array | np.ndarray) -> Memory:
+    """The same memory with other slots unlocked: [L, E] for all, or [B, L, E] for each row of a batch."""
+    return dataclasses.replace(memory, active_LE=jnp.asarray(active))
 
 
 def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
     """The parameters of one slot at unlock: A ~ N(0, 1/D), B = 0, router column and bias 0.
 
-    With router logit 0 it ties with "no expert" and wins the tie, and loses to every older expert that was chosen:
-    expansion changes no output, and yet the new slot is on the path of the gradient.
+    With router logit 0 it ties with "no expert" and wins the tie, and loses to every older expert that was
+    chosen (its logit being above 0): expansion changes no output, and yet the new slot is on the path of the
+    gradient.
+
+    Returns:
+      {a_NDR, b_NRD, w_ND, bias_N} float32, the form that `write_slot` takes.
     """
     N, D, R = model.layers, model.width, memory.rank
     return {
@@ -99,8 +110,10 @@ def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
     }
 
 
-def write_slot(memory: Memory, slot: Tree, level: int | Array, index: int | Array, *, unlock: bool = True) -> Memory:
-    """Memory with the parameters of one slot replaced; differentiable with respect to `slot`, and to it alone."""
+def write_slot(
+    memory: Memory, slot: Tree, level: int | Array, index: int | Array, *, unlock: bool = True
+) -> Memory:
+    """Memory with the parameters of one slot replaced (the form of `read_slot`), and by default unlocked."""
     bank = memory.bank
     bank = {
         "a_NLEDR": bank["a_NLEDR"].at[:, level, index].set(slot["a_NDR"]),
@@ -126,11 +139,17 @@ def read_slot(memory: Memory, level: int, index: int) -> Tree:
 def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None) -> Array:
     """Hard top-1 gates over {active experts, none}, with straight-through gradient of the softmax.
 
-    "None" has logit 0 and stands last, so that an expert wins a tie. With `random_keys_B` each router also opens one
-    random active expert (dreaming: unrelated knowledge leaks in).
+    "None" has logit 0 and stands last, so that an expert wins a tie. The straight-through gradient is our
+    reading: the paper trains the router with the slot and does not say how.
+
+    Args:
+      logits_BTLE: router scores; each level chooses for itself.
+      active: bool [L, E], or [B, L, E] for a mask per sequence.
+      random_keys_B: with keys each router also opens one random active expert, the same for all tokens of a
+        row (Sleep's dreaming: unrelated knowledge leaks in).
 
     Returns:
-      gates_BTLE float32; at most one entry of each row is 1, two while dreaming.
+      gates_BTLE float32; over E at most one entry is 1, two while dreaming.
     """
     if active.ndim == 2:
         active = active[None]
@@ -148,9 +167,19 @@ def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None)
 
 
 def experts(x_BTD: Array, bank: Tree, gates_BTLE: Array, scale: float) -> Array:
-    """sum over slots of gate * B act(A x): all slots of all levels as one matrix product of width L*E*R.
+    """sum over slots of gate * scale * B silu(A x), all slots as one matrix product of width L*E*R.
 
-    A dense product costs less than a dispatch at these widths, and a closed gate contributes exactly 0.
+    A dense product costs less than a dispatch at these widths, and a closed gate contributes exactly 0. The
+    form of an expert is the paper's section 2.2, SiLU and scale = alpha / R are readings.
+
+    Args:
+      x_BTD: what the block's own MLP reads.
+      bank: slots of one layer, `a_NLEDR` and `b_NLERD` without their N.
+      gates_BTLE: of `route`.
+      scale: `memory.expert_scale`.
+
+    Returns:
+      y_BTD in the dtype of x_BTD, to be added to the MLP's output.
     """
     L, E, D, R = bank["a_NLEDR"].shape
     a_DS = bank["a_NLEDR"].transpose(2, 0, 1, 3).reshape(D, L * E * R).astype(x_BTD.dtype)

@@ -11,7 +11,12 @@ from sleep_jax.types import Array, Tree
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)); then x + SwiGLU(norm(x)) + the experts that the routers chose."""
+    """x + attention(norm(x)); then x + SwiGLU(norm(x)) + the experts that the routers chose.
+
+    The call takes what is this layer's own (`index`, and where there are any `fast` deltas, expert `bank` and
+    `cache`) and what all layers share (`positions_BT`, `mask_BTS`, `active` slots, `random_keys_B`). It
+    returns x_BTD and this layer's new keys and values and its gates.
+    """
 
     config: ModelConfig
     memory_config: MemoryConfig
@@ -20,7 +25,8 @@ class Block(nn.Module):
     def __call__(self, x_BTD: Array, layer: Tree, shared: Tree) -> tuple[Array, Tree]:
         c = self.config
         h_BTD = RMSNorm(c, name="attn_norm")(x_BTD)
-        y_BTD, kv = Attention(c, name="attn")(h_BTD, shared["positions_BT"], shared["mask_BTS"], layer.get("cache"))
+        attention = Attention(c, name="attn")
+        y_BTD, kv = attention(h_BTD, shared["positions_BT"], shared["mask_BTS"], layer.get("cache"))
         x_BTD = x_BTD + y_BTD
         h_BTD = RMSNorm(c, name="mlp_norm")(x_BTD)
         y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"))
@@ -46,7 +52,8 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.config
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
-        self.embed_VD = self.param("embed_VD", nn.initializers.normal(c.width**-0.5), (c.vocab_size, c.width), c.param_dtype)
+        embed = nn.initializers.normal(c.width**-0.5)
+        self.embed_VD = self.param("embed_VD", embed, (c.vocab_size, c.width), c.param_dtype)
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},

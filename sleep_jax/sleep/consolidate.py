@@ -47,8 +47,8 @@ class SeedConfig:
 class Lesson:
     """Rows with what their teacher says of them.
 
-    The teacher's last hidden states stand for its logits: the output head is frozen and shared, so one matrix product
-    gives them back, and D numbers per token are kept instead of V.
+    The teacher's last hidden states stand for its logits: the output head is frozen and shared, so one matrix
+    product gives them back, and D numbers per token are kept instead of V.
     """
 
     rows: Batch
@@ -73,7 +73,7 @@ Join = Callable[[Tree, Tree, Memory], tuple[Tree, Memory]]
 
 
 def into_slot(level: int, index: int) -> Join:
-    """The student is the resting memory with one slot written: `join(slot, params, memory) -> (params, memory)`."""
+    """The student is the memory with one slot written: `join(slot, params, memory) -> (params, memory)`."""
     return lambda slot, params, memory: (params, memory_lib.write_slot(memory, slot, level, index))
 
 
@@ -89,9 +89,9 @@ def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
         loss = alpha ((1 - lambda) E_D F(teacher || student) + lambda E_{y~student} F(teacher || student))
                - (1 - alpha) E_{y~student} r(y)
 
-    F is the generalised JSD of GKD per token; the reward term is a policy gradient with the advantages of the batch.
-    There is no gradient through sampling. `frozen` is `(params, memory)`: the backbone and the memory that the slot
-    joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the practice optional.
+    F is the generalised JSD of GKD per token; the reward term is a policy gradient with the advantages of the
+    batch. There is no gradient through sampling. `frozen` is `(params, memory)`: the backbone and the memory
+    that the slot joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the practice optional.
     """
     clip = config.kl_clip or None
 
@@ -106,19 +106,27 @@ def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
         del key
         lesson: Lesson = batch["lesson"]
         rows = lesson.rows
-        out = student(trainable, frozen, rows.tokens_BT, segments_BT=rows.segments_BT, positions_BT=rows.positions_BT)
-        kl_BT = divergence.generalised_jsd(teacher_logits(frozen, lesson.hidden_BTD), out.logits_BTV, config.beta, clip)
+        out = student(
+            trainable, frozen, rows.tokens_BT, segments_BT=rows.segments_BT, positions_BT=rows.positions_BT
+        )
+        kl_BT = divergence.generalised_jsd(
+            teacher_logits(frozen, lesson.hidden_BTD), out.logits_BTV, config.beta, clip
+        )
         terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
         metrics = {}
         if "practice" in batch:
             practice: Practice = batch["practice"]
             out = student(trainable, frozen, practice.tokens_BT)
-            kl_BT = divergence.generalised_jsd(teacher_logits(frozen, practice.hidden_BTD), out.logits_BTV, config.beta, clip)
+            kl_BT = divergence.generalised_jsd(
+                teacher_logits(frozen, practice.hidden_BTD), out.logits_BTV, config.beta, clip
+            )
             terms["kl_on_policy"] = masked_mean(kl_BT, practice.sampled_BT)
             next_BT = jnp.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))
             logps_BT = token_logps(out.logits_BTV, next_BT)
             terms["imitation"] = reinforce_loss(logps_BT, practice.advantage_B, practice.sampled_BT)
-            metrics["entropy"] = masked_mean(jax.lax.stop_gradient(entropy(out.logits_BTV)), practice.sampled_BT)
+            metrics["entropy"] = masked_mean(
+                jax.lax.stop_gradient(entropy(out.logits_BTV)), practice.sampled_BT
+            )
         return terms, metrics
 
     def counts(batch):
@@ -137,7 +145,7 @@ def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
 
 
 def encode(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> list[encoding.Encoded]:
-    """Each pair in both directions, so that what is learnt can be recalled on later nights; free text as it is."""
+    """Each pair in both directions, so that later nights can recall what is learnt; free text as it is."""
     encoded = []
     for dream in dreams:
         if dream.example.prompt:
@@ -197,7 +205,10 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
 
     def loss(trainable: Tree) -> float:
         starts = range(0, n, batch_size)
-        means = [part(trainable, frozen, jax.tree.map(lambda x, i=i: x[i : i + batch_size], padded)) for i in starts]
+        means = [
+            part(trainable, frozen, jax.tree.map(lambda x, i=i: x[i : i + batch_size], padded))
+            for i in starts
+        ]
         return float(sum(m.total for m in means) / sum(m.count for m in means))
 
     return loss

@@ -1,4 +1,4 @@
-"""Learning to imitate: the student finishes a teacher's dream and is rewarded for coming close (Sleep, Eq. 3-4)."""
+"""Learning to imitate: finishing a teacher's dream is rewarded for coming close (Sleep, Eq. 3-4)."""
 
 import dataclasses
 import functools
@@ -31,16 +31,19 @@ class ImitateConfig:
     z0: int = 8  # largest edit distance, in tokens, that is rewarded
     semantic: Literal["answer", "hidden", "judge"] = "answer"
     threshold: float = 0.9  # "hidden": smallest cosine that means the same
-    prompts: int = 8  # dreams finished per step, half of them of the day
+    prompts: int = 4  # dreams finished per step, half of them of the day
     samples: int = 4  # G, continuations per dream
     max_new: int = 24  # tokens per continuation; dreams are cut so that their rest fits
+    width: int = 48  # tokens, longest dream that is practised on, so that rows are not mostly padding
     refresh: int = 8  # steps that share one round of sampling
 
     def __post_init__(self):
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"sleep.imitate.gamma={self.gamma} is not in [0, 1]")
         if self.samples < 2:
-            raise ValueError(f"sleep.imitate.samples={self.samples}: a leave-one-out baseline needs at least 2")
+            raise ValueError(
+                f"sleep.imitate.samples={self.samples}: a leave-one-out baseline needs at least 2"
+            )
         if self.prompts < 2 or self.prompts % 2:
             raise ValueError(f"sleep.imitate.prompts={self.prompts} must be even: half old, half new")
 
@@ -52,7 +55,7 @@ class SemanticReward(Protocol):
 
 
 class AnswerMatch:
-    """The last part of both dreams (the answer, the recalled prompt or the text) is equal after normalisation."""
+    """The last part of both dreams (answer, recalled prompt or text) is equal after normalisation."""
 
     def __init__(self, tok: Tokenizer):
         self.tok = tok
@@ -62,7 +65,9 @@ class AnswerMatch:
         return self.tok.decode(ids[cut + 1 :])
 
     def __call__(self, dreams, finished):
-        return evals.matches([self.last_part(f) for f in finished], [self.last_part(d) for d in dreams]).astype(np.float32)
+        return evals.matches(
+            [self.last_part(f) for f in finished], [self.last_part(d) for d in dreams]
+        ).astype(np.float32)
 
 
 class HiddenCosine:
@@ -98,7 +103,9 @@ class Judge:
         self.tok = tok
         self.yes, self.no = tok.encode(" yes")[0], tok.encode(" no")[0]
         if self.yes == self.no:
-            raise ValueError('sleep.imitate.semantic="judge": " yes" and " no" begin with the same token of this tokenizer')
+            raise ValueError(
+                'sleep.imitate.semantic="judge": " yes" and " no" begin with the same token of this tokenizer'
+            )
 
         @jax.jit
         def verdict(tokens_BT, lengths_B):
@@ -110,7 +117,10 @@ class Judge:
         self._width = model.config.max_len
 
     def __call__(self, dreams, finished):
-        texts = [self.template.format(a=self.tok.decode(d), b=self.tok.decode(f)) for d, f in zip(dreams, finished, strict=True)]
+        texts = [
+            self.template.format(a=self.tok.decode(d), b=self.tok.decode(f))
+            for d, f in zip(dreams, finished, strict=True)
+        ]
         asked = [[self.tok.bos, *self.tok.encode(" " + t)[: self._width - 2], self.tok.ans] for t in texts]
         return np.asarray(self._verdict(*rollout.padded(asked, self._width)), np.float32)
 
@@ -122,7 +132,10 @@ def _absolute(dreams_BT, dream_lengths_B, tokens_BT, lengths_B, z0):
 
 
 def rewards(
-    finished: Rollout, dreams: tuple[np.ndarray, np.ndarray], semantic: SemanticReward | None, config: ImitateConfig
+    finished: Rollout,
+    dreams: tuple[np.ndarray, np.ndarray],
+    semantic: SemanticReward | None,
+    config: ImitateConfig,
 ) -> dict[str, np.ndarray]:
     """r = gamma r_sem + (1 - gamma) r_abs for each row, with its parts (Eq. 3).
 
@@ -170,16 +183,19 @@ class Practiser:
         draw = np.random.default_rng([self.seed, number])
         half = c.prompts // 2
         drawn = []  # per step: `half` old, then `half` new
+        pools = self._short()
         for _ in range(c.refresh):
-            for pool in self.pools:
+            for pool in pools:
                 sizes = np.array([len(e) for _, e in pool], float)
                 for _ in range(half):
                     self_, encoded = pool[draw.choice(len(pool), p=sizes / sizes.sum())]
                     drawn.append((self_, encoded[draw.integers(len(encoded))]))
-        width = self.model.config.max_len
+        width = min(c.width, self.model.config.max_len)
         cuts = [_cut(draw, e, c.max_new, width - c.max_new) for _, e in drawn]
         repeat = np.repeat(np.arange(len(drawn)), c.samples)
-        prompts = rollout.padded([e.tokens[:k] for (_, e), k in zip(drawn, cuts, strict=True)], width - c.max_new)
+        prompts = rollout.padded(
+            [e.tokens[:k] for (_, e), k in zip(drawn, cuts, strict=True)], width - c.max_new
+        )
         dreams = rollout.padded([e.tokens for _, e in drawn], width)
         finished = rollout.generate(
             self.model,
@@ -202,8 +218,14 @@ class Practiser:
         shown["length"] = float(finished.sampled_BT.sum(-1).mean())
         return practice, shown
 
+    def _short(self):
+        """The pools without dreams that are longer than a row of practice."""
+        width = min(self.config.width, self.model.config.max_len)
+        kept = ([(s, [e for e in es if 1 < len(e.tokens) <= width]) for s, es in pool] for pool in self.pools)
+        return [[(s, es) for s, es in pool if es] for pool in kept]
+
     def stage(self, account) -> Callable[[int, Tree, Tree], tuple[Tree, dict[str, float]]]:
-        """`stage(step, trainable, lesson) -> (batch, shown)`, as `fit` takes it; sampled tokens go on the account."""
+        """`stage(step, trainable, lesson) -> (batch, shown)` for `fit`; sampled tokens go on the account."""
         rows = self.config.prompts * self.config.samples
         current: dict = {}
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import evals, metrics, optim, rng, rollout, steps, trees
+from sleep_jax import evals, metrics, optim, rng, rollout, steps, terminal, trees
 from sleep_jax.data import pipeline
 from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import Early, World, fit
@@ -69,7 +69,7 @@ def dream(
         world.model, world.tok, params, memory, who, before, quota, share, rng.fold(key, n), config.recall
     )
     old = []
-    with metrics.progress(len(past) + 1, f"{cycle:03d}-dream") as bar:
+    with terminal.progress(len(past) + 1, f"day {cycle} · dream") as bar:
         for i, self_ in enumerate(past):
             quota = max(round(config.old_dreams * self_.documents / documents), 1)
             old.append((self_, ask(self_, past[i - 1] if i else None, quota, i)))
@@ -167,20 +167,32 @@ def seed(
     batches = pipeline.batches(train, config.batch_rows, world.seed * 1000 + cycle, epochs=None)
     early = Early(held_out_kl, config.validate_every, config.patience)
     stage = practiser.stage(lambda: world.account)
-    if seed_config.alpha == 1 and seed_config.on_policy == 0:  # nothing is learnt from the student's own samples
+    # Nothing is learnt from the student's own samples then.
+    if seed_config.alpha == 1 and seed_config.on_policy == 0:
         stage = lambda step, trainable, lesson: ({"lesson": lesson}, {})  # noqa: E731
     try:
         step = steps.make(objective, optimizer)
         state, report = fit(
-            world, phase, cycle, step, steps.init(optimizer, start), frozen, batches, config.steps, stage=stage, early=early
+            world,
+            phase,
+            cycle,
+            step,
+            steps.init(optimizer, start),
+            frozen,
+            batches,
+            config.steps,
+            stage=stage,
+            early=early,
         )
     except FloatingPointError:
         return Seeding(student, params, 0, float("nan"), False)
     trained = state.params
     finite = bool(trees.all_finite(trained))
     if variant.expand:
-        return Seeding(memory_lib.write_slot(student, trained, *place), params, report["steps"], report["held_out_kl"], finite)
-    merged = {**params, "blocks": {**params["blocks"], "mlp": jax.tree.map(jnp.add, params["blocks"]["mlp"], trained)}}
+        written = memory_lib.write_slot(student, trained, *place)
+        return Seeding(written, params, report["steps"], report["held_out_kl"], finite)
+    mlp = jax.tree.map(jnp.add, params["blocks"]["mlp"], trained)
+    merged = {**params, "blocks": {**params["blocks"], "mlp": mlp}}
     return Seeding(student, merged, report["steps"], report["held_out_kl"], finite)
 
 
@@ -193,7 +205,9 @@ def _semantic(world: World, params: Tree, config: SleepConfig) -> imitate.Semant
     return imitate.AnswerMatch(world.tok)
 
 
-def agreement(world: World, params: Tree, memory: Memory, taught: Sequence[tuple[Self, Sequence[Dream]]]) -> float | None:
+def agreement(
+    world: World, params: Tree, memory: Memory, taught: Sequence[tuple[Self, Sequence[Dream]]]
+) -> float | None:
     """Share of held-out dreams with a prompt that this self answers as the dream does; None without any."""
     pairs = [d.example for _, dreams in taught for d in dreams if d.example.prompt]
     if not pairs:
@@ -225,9 +239,9 @@ def run(
     1. Room is made: a full level is consolidated into the next, or merged if it is the slowest.
     2. Every self dreams what it knows; a share of the dreams is held out.
     3. A fresh slot is seeded, all else frozen.
-    4. The sleeper is compared with its pre-sleep self on the held-out dreams. When the past got worse by more than
-       `sleep.margin`, or anything is not finite, the memory stays as it was in the evening: the slot stays locked and
-       the day stays in fast memory, for the next night.
+    4. The sleeper is compared with its pre-sleep self on the held-out dreams. When the past got worse by more
+       than `sleep.margin`, or anything is not finite, the memory stays as it was in the evening: the slot
+       stays locked and the day stays in fast memory, for the next night.
     """
     config = world.config.sleep
     memory, slots = make_room(world, name, cycle, params, memory, slots)
@@ -235,6 +249,8 @@ def run(
     past = selves.earlier(slots, shape, world.stream.birth.name, len(world.stream.birth.train))
     awake = selves.awake(past, experience.name, len(experience.train))
     old_dreams, new_dreams = dream(world, params, memory, past, awake, experience, cycle, config)
+    dreams = [d for _, ds in old_dreams for d in ds] + new_dreams
+    write_dreams(world, cycle, dreams)
     old = Taught.split(old_dreams, config.held_out, cycle)
     new = Taught.split([(awake, new_dreams)], config.held_out, cycle)
     resting = memory_lib.rest(memory)
@@ -246,16 +262,18 @@ def run(
     before = agreement(world, params, resting, old.held_out)
     after = agreement(world, seeding.params, slept, old.held_out)
     new_after = agreement(world, seeding.params, slept, new.held_out)
-    world.writer.write("judge", cycle, 0, {k: v for k, v in (("old_before", before), ("old_after", after), ("new_after", new_after)) if v is not None})
+    judged = {"old_before": before, "old_after": after, "new_after": new_after}
+    world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
     reason = verdict(seeding.finite, before, after, config.margin)
-    files = [d for _, ds in old_dreams for d in ds] + new_dreams
-    write_dreams(world, cycle, files)
     kept_new = [d for d in new_dreams if d.kept]
     if reason:
-        return Outcome(params, memory, slots, metrics.Night(cycle, experience.name, "rolled back", reason), kept_new, None)
+        night = metrics.Night(cycle, experience.name, "rolled back", reason)
+        return Outcome(params, memory, slots, night, kept_new, None)
     if variant.expand:
-        dreams = sum(d.kept for d in files)
-        slots = [*slots, Slot(*place, (cycle,), (experience.name,), len(experience.train), dreams)]
+        slots = [
+            *slots,
+            Slot(*place, (cycle,), (experience.name,), len(experience.train), sum(d.kept for d in dreams)),
+        ]
     night = metrics.Night(cycle, experience.name, "committed")
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
 
@@ -277,7 +295,8 @@ def verdict(finite: bool, before: float | None, after: float | None, margin: flo
     if not finite:
         return "a loss or a parameter was not finite"
     if before is not None and not after >= before - margin:
-        return f"agreement on held-out dreams of the past fell from {before:.3f} to {after:.3f}, by more than {margin}"
+        fell = f"from {before:.3f} to {after:.3f}, by more than {margin}"
+        return f"agreement on held-out dreams of the past fell {fell}"
     return ""
 
 
@@ -291,8 +310,9 @@ def make_room(
 ) -> tuple[Memory, list[Slot]]:
     """Sees to it that a level has a slot to fill beside the one kept for merging.
 
-    A full level is distilled into one fresh slot, of the next slower level, or of itself if it is the slowest; then its
-    own slots are reset. The teachers are all earlier selves, the student has the level's slots masked.
+    A full level is distilled into one fresh slot, of the next slower level, or of itself if it is the
+    slowest; then its own slots are reset. The teachers are all earlier selves, the student has the level's
+    slots masked.
     """
     if len(free_slots(memory, level)) > 1:
         return memory, slots
@@ -303,12 +323,17 @@ def make_room(
     moved = [s for s in slots if s.level == level]
     place = (target, free_slots(memory, target)[0])
     nights = tuple(n for s in moved for n in s.nights)
-    print(f"night {cycle}: level {level + 1} is full; nights {nights} are merged into slot {place[1]} of level {target + 1}")
+    print(
+        f"night {cycle}: level {level + 1} is full; nights {nights} are merged into slot {place[1]} "
+        f"of level {target + 1}"
+    )
     config = world.config.sleep
     past = selves.earlier(slots, (L, E), world.stream.birth.name, len(world.stream.birth.train))
     nobody = dataclasses.replace(past[-1], documents=0)
     none = Experience("", (), (), ())
-    dreams, _ = dream(world, params, memory, past, nobody, none, cycle, dataclasses.replace(config, day_at_hand=True))
+    dreams, _ = dream(
+        world, params, memory, past, nobody, none, cycle, dataclasses.replace(config, day_at_hand=True)
+    )
     merging = {n for s in moved for n in s.experiences}
     old = Taught.split([d for d in dreams if not merging & set(d[0].knows)], config.held_out, cycle)
     new = Taught.split([d for d in dreams if merging & set(d[0].knows)], config.held_out, cycle)
@@ -316,12 +341,20 @@ def make_room(
     for s in moved:
         mask[s.level, s.index] = True
     student = memory_lib.with_active(memory_lib.rest(memory), memory.active_LE & ~mask)
-    seeding = seed(world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, config, Variant())
+    seeding = seed(
+        world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, config, Variant()
+    )
     merged = Slot(
-        *place, nights, tuple(e for s in moved for e in s.experiences), sum(s.documents for s in moved), sum(s.dreams for s in moved)
+        *place,
+        nights,
+        tuple(e for s in moved for e in s.experiences),
+        sum(s.documents for s in moved),
+        sum(s.dreams for s in moved),
     )
     memory = memory_lib.clear_slots(dataclasses.replace(seeding.memory, fast=memory.fast), mask)
-    world.writer.write("merge", cycle, level, {"held_out_kl": seeding.held_out_kl, "slots": float(len(moved))})
+    world.writer.write(
+        "merge", cycle, level, {"held_out_kl": seeding.held_out_kl, "slots": float(len(moved))}
+    )
     return memory, [*(s for s in slots if s not in moved), merged]
 
 

@@ -48,7 +48,7 @@ class RecallConfig:
     surplus: float = 1.5  # dreams sampled per dream still wanted
     batch_size: int = 256
     answer_max_new: int = 16  # tokens of an answer
-    per_answer: float = 3.0  # most dreams of one answer, in multiples of an even share over the answers dreamt
+    per_answer: float = 3.0  # most dreams of one answer, in even shares over the answers dreamt
 
 
 def recall(
@@ -65,13 +65,14 @@ def recall(
 ) -> list[Dream]:
     """Dreams of one self until `quota` are kept, or the rounds are used up.
 
-    The self dreams with its own slots alone open (what it added comes up most), and judges with all that it has:
-    a dream is *inconsistent* when it would answer the dreamt prompt otherwise than it dreamt, and *known* when the
-    self before it (`before`) answers it as well, because then that one dreams and supervises it. These filters are
-    our reading; the paper samples from the teacher and says no more.
+    The self dreams with its own slots alone open (what it added comes up most), and judges with all that it
+    has: a dream is *inconsistent* when it would answer the dreamt prompt otherwise than it dreamt, and
+    *known* when the self before it (`before`) answers it as well, because then that one dreams and supervises
+    it. These filters are our reading; the paper samples from the teacher and says no more.
 
     Args:
-      share_pairs: share of dreams that open with <recall> (an answer, then what asks for it); the rest is free text.
+      share_pairs: share of dreams that open with <recall> (an answer, then what asks for it); the rest is
+        free text.
 
     Returns:
       All dreams, kept or not, in the order they were dreamt.
@@ -106,7 +107,9 @@ def _limit(sampled, dreams, reasons, quota, config) -> float:
     return config.per_answer * quota / max(len(answers), 1)
 
 
-def _sample(model, tok, params, memory, self_, n, share_pairs, key, config) -> list[tuple[Example | None, str]]:
+def _sample(
+    model, tok, params, memory, self_, n, share_pairs, key, config
+) -> list[tuple[Example | None, str]]:
     pairs = round(n * share_pairs)
     opening = np.array([tok.recall] * pairs + [tok.bos] * (n - pairs), np.int32)[:, None]
     out = rollout.generate(

@@ -1,8 +1,9 @@
 """States of one network told apart by masks: which slots are open, and whether fast memory is.
 
 Every slot is written once and then protected, so the self that closed any earlier night is still there: it is
-the set of the slots that were open by then. Knowledge Seeding asks "one or several smaller models" to teach (Sleep,
-2606.03979, section 3.3); that the earlier selves are among them, each for what it learnt, is our reading.
+the set of the slots that were open by then. Knowledge Seeding asks "one or several smaller models" to teach
+(Sleep, 2606.03979, section 3.3); that the earlier selves are among them, each for what it learnt, is our
+reading.
 """
 
 import dataclasses
@@ -60,7 +61,7 @@ class Self:
 
 
 def earlier(slots: Sequence[Slot], shape: tuple[int, int], birth: str, documents_at_birth: int) -> list[Self]:
-    """The selves that closed birth and every night since, as far as slots of them remain, in order of time."""
+    """The selves that closed birth and each night since, as far as their slots remain, in order of time."""
     closed = np.zeros(shape, bool)
     selves = [Self("birth", (birth,), closed, closed, False, documents_at_birth)]
     for slot in sorted(slots, key=lambda s: s.nights[-1]):

@@ -1,0 +1,146 @@
+"""Every key there is, with its default; a study changes a few of them.
+
+Claim: none, this is the reference that the studies start from.
+Cost: as the study.
+Command: python -m launch.main --config=configs/tiny.py --config.KEY=VALUE sets any key below.
+Number: see configs/tiny.py and configs/clinc150.py.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.method = "sleep"  # one method of sleep_jax/methods, or several separated by commas, the main one first
+    c.seed = 0  # of everything random
+    c.seeds = 1  # number of lives, with seeds seed, seed + 1, ...
+    c.data_dir = ""  # folder that holds data sets, such as clinc150/data_full.json
+    c.tokenizer = ""  # path of a tokenizer.json; empty trains one at birth
+    c.vocab_size = 1024  # tokens, upper bound for a tokenizer trained at birth
+    c.row_length = 64  # tokens per packed row
+    c.answer_tokens = 16  # tokens, longest answer
+    c.eval_batch = 256  # questions answered at once
+    c.checkpoint_every = 96  # steps between rolling checkpoints
+    c.log_every = 10  # steps between lines of metrics
+
+    c.stream = s = ConfigDict()
+    s.source = "biographies"  # biographies, clinc150, documents or tfds
+    s.path = ""  # documents: folder of .txt and .md files
+    s.seed = 0  # biographies: who lives where
+    s.birth_fraction = 0.5  # share of domains, folders or classes that is known at birth
+    s.days = 0  # days lived; 0 is all that there are (biographies: 3)
+    s.people_at_birth = 24  # biographies
+    s.people_per_day = 8  # biographies
+    s.attributes = 4  # biographies: facts per person
+    s.tfds_name = ""  # tfds: data set
+    s.tfds_text = "text"  # tfds: feature that is read
+    s.tfds_label = "label"  # tfds: feature that is answered
+    s.tfds_splits = ("train[:90%]", "train[90%:]", "test")  # tfds: train, valid, test
+
+    c.model = m = ConfigDict()
+    m.vocab_size = 1024  # tokens; the tokenizer's own number takes its place
+    m.width = 128  # D, channels
+    m.layers = 4  # N
+    m.heads = 4  # H, query heads
+    m.kv_heads = 4  # J, key/value heads
+    m.head_size = 32  # K, channels
+    m.ff = 352  # F, hidden units of an MLP
+    m.max_len = 64  # tokens, longest sequence
+    m.rope_theta = 10_000.0  # base of the rotary wavelengths
+    m.norm_eps = 1e-6  # added to mean squares
+    m.tie_embeddings = True  # one table for input and output
+    m.qk_norm = False  # RMSNorm of queries and keys (Qwen 3)
+    m.qkv_bias = False  # (Qwen 2.5)
+    m.param_dtype = "float32"
+    m.compute_dtype = "float32"  # softmax and log-softmax are float32 whatever this is
+    m.remat = False  # recompute layers in the backward pass
+    m.unroll = 1  # layers per iteration of the scan over depth
+
+    c.memory = y = ConfigDict()
+    y.periods = (512,)  # tokens between writes of each fast level, fastest first
+    y.reading = "depth"  # which MLP weights a level owns: whole layers ("depth") or slices ("width")
+    y.static_share = 0.0  # share of layers or slices without a level
+    y.slow_levels = 1  # L, banks of expert slots
+    y.slots = 6  # E, slots per bank, the last free one kept for merging
+    y.rank = 64  # R, hidden units of an expert
+    y.expert_scale = 2.0  # factor on an expert's output (alpha / R)
+
+    c.mesh = d = ConfigDict()
+    d.data = -1  # devices along each axis; -1 is the rest
+    d.fsdp = 1
+    d.model = 1
+    d.mode = "jit"  # "jit", or "map" for one program per device
+
+    c.birth = b = ConfigDict()
+    b.checkpoint = ""  # folder birth/ of an earlier run to start from; empty trains from scratch
+    b.epochs = 10  # passes over the birth documents
+    b.batch_rows = 32  # rows per step
+    b.optim = _optim(lr=2e-3, weight_decay=0.1)
+
+    c.wake = w = ConfigDict()
+    w.passes = 1  # times that a day is read
+    w.rule = "sgd"  # "sgd" or "adam"
+    w.lr = (1.0,)  # of each fast level
+    w.clip = 1.0  # gradient norm per level and write
+    w.prompt_weight = 1.0  # weight of predicting a prompt's tokens
+
+    c.sleep = n = ConfigDict()
+    n.day_at_hand = True  # the day's inputs are prompts until the night commits; False is dreams only
+    n.day_in_context = 0  # documents of the day in the context of a third teacher; 0 is none
+    n.old_dreams = 4000  # dreams per night of birth and earlier nights
+    n.new_dreams = 1500  # dreams per night of the awake self, where the day is not at hand
+    n.steps = 400  # most optimiser steps
+    n.batch_rows = 32  # rows of dreams per step
+    n.held_out = 0.08  # share of the dreams
+    n.validate_every = 50  # steps between looks at held-out dreams
+    n.patience = 4  # looks without improvement before stopping
+    n.margin = 0.1  # agreement on held-out old dreams that a night may lose before it is rolled back
+    n.optim = _optim(lr=3e-3)
+
+    n.seed = k = ConfigDict()
+    k.beta = 0.0  # generalised JSD: 0 forward KL, 1 reverse KL
+    k.kl_clip = 0.0  # nats, largest contribution of a vocabulary entry; 0 is none
+    k.alpha = 0.9  # weight of distillation against imitation
+    k.on_policy = 0.25  # lambda, weight of the student's own samples in distillation
+    k.prompt_weight = 0.5  # weight of a dream's prompt tokens
+
+    n.recall = r = ConfigDict()
+    r.temperature = 1.0
+    r.max_new = 48  # tokens of a dream
+    r.rounds = 4  # most rounds of sampling
+    r.surplus = 1.5  # dreams sampled per dream wanted
+    r.batch_size = 256  # dreams sampled at once
+    r.answer_max_new = 16  # tokens of an answer, when a dream is checked
+    r.per_answer = 3.0  # most dreams of one answer, in even shares
+
+    n.imitate = i = ConfigDict()
+    i.gamma = 0.5  # weight of the semantic reward
+    i.z0 = 8  # tokens, largest edit distance that is rewarded
+    i.semantic = "answer"  # "answer", "hidden" or "judge"
+    i.threshold = 0.9  # "hidden": cosine
+    i.width = 48  # tokens, longest dream that is practised on
+    i.prompts = 4  # dreams finished per step
+    i.samples = 4  # G, continuations of each
+    i.max_new = 24  # tokens
+    i.refresh = 8  # steps that share one round of sampling
+
+    c.baseline = a = ConfigDict()
+    a.gradient_tokens = 0  # per cycle; 0 is what a night of Sleep may spend
+    a.batch_rows = 32  # rows per step
+    a.replay_buffer = 200  # examples
+    a.replay_share = 0.5  # share of old rows
+    a.ewc_strength = 300.0  # lambda
+    a.ewc_examples = 400  # examples per experience for the Fisher diagonal
+    a.optim = _optim(lr=1e-3)
+    return c
+
+
+def _optim(lr: float, weight_decay: float = 0.0) -> ConfigDict:
+    c = ConfigDict()
+    c.lr = lr  # peak learning rate
+    c.warmup = 0.05  # share of the steps
+    c.final = 0.1  # share of the peak at the end
+    c.weight_decay = weight_decay  # on matrices
+    c.b2 = 0.98  # Adam's second moment
+    c.clip = 1.0  # global gradient norm
+    return c

@@ -1,0 +1,245 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleep_jax import trees
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.model.decode import decode, filter_logits
+
+EOS, PAD, V = 2, 0, 40
+B, T, NEW = 4, 6, 7
+LENGTHS = np.array([6, 1, 4, 4])
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def filtered(logits_V, temperature, top_k, top_p):
+    """Log-probabilities after temperature, top k and nucleus, one token after the other; -inf where cut."""
+    logits_V = np.asarray(logits_V, np.float64) / temperature
+    order = sorted(range(len(logits_V)), key=lambda v: -logits_V[v])[: top_k or None]
+    kept, mass = [], 0.0
+    total = np.exp(logits_V[order]).sum()
+    for v in order:
+        kept.append(v)
+        mass += np.exp(logits_V[v]) / total
+        if mass >= top_p:
+            break
+    logp_V = np.full(len(logits_V), -np.inf)
+    logp_V[kept] = log_softmax(logits_V[kept])
+    return logp_V
+
+
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p",
+    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 5, 1.0), (1.0, 0, 0.7), (0.7, 9, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6)],
+)
+def test_cuts_are_those_of_a_loop_over_tokens(temperature, top_k, top_p):
+    logits_BV = np.random.default_rng(0).normal(size=(20, V)).astype(np.float32) * 2
+    got_BV = log_softmax(np.asarray(filter_logits(jnp.asarray(logits_BV), temperature, top_k, top_p), np.float64))
+    for got_V, logits_V in zip(got_BV, logits_BV, strict=True):
+        wanted_V = filtered(logits_V, temperature, top_k, top_p)
+        np.testing.assert_array_equal(got_V < -1e6, wanted_V == -np.inf)
+        np.testing.assert_allclose(got_V[got_V > -1e6], wanted_V[wanted_V > -np.inf], rtol=1e-4, atol=1e-5)
+
+
+# The loop alone, on a scripted network: row b's text is SCRIPT[b], whatever it is asked.
+
+SCRIPT = np.array(
+    [
+        [0, 0, 0, 0, 0, 0, 11, 12, 13, EOS, 9, 9, 9],
+        [0, 21, EOS, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9],
+        [0, 0, 0, 0, 31, 32, 33, 34, 35, 36, 37, 38, 9],
+        [0, 0, 0, 0, EOS, 9, 9, 9, 9, 9, 9, 9, 9],
+    ]
+)
+
+
+def scripted(calls, script=SCRIPT):
+    def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
+        last = (LENGTHS - 1)[:, None] if cache is None else jnp.zeros((len(LENGTHS), 1), int)
+        position_B1 = jnp.take_along_axis(positions_BT, last, axis=1)
+        seen_B = jnp.take_along_axis(mask_BTS, last[..., None], axis=1)[:, 0].sum(-1)
+        jax.debug.callback(lambda *x: calls.append(jax.tree.map(np.array, x)), position_B1[:, 0], seen_B)
+        next_B = jnp.take_along_axis(jnp.asarray(script), position_B1 + 1, axis=1)[:, 0]
+        kv = (tokens_BT[None, :, :, None, None].astype(jnp.float32),) * 2
+        return jax.nn.one_hot(next_B, V) * 5, kv
+
+    return step
+
+
+def greedily(step, max_new=NEW):
+    prompts_BT = np.where(np.arange(T) < LENGTHS[:, None], 3, PAD)
+    keys_B = jax.random.split(jax.random.key(0), B)
+    return jax.jit(lambda: decode(step, prompts_BT, LENGTHS, keys_B, max_new=max_new, eos=EOS, temperature=0.0))()
+
+
+def test_completions_follow_their_prompts_without_a_gap():
+    calls = []
+    rollout = jax.tree.map(np.asarray, greedily(scripted(calls)))
+    jax.effects_barrier()
+    wanted = [[3] * 6 + [11, 12, 13, EOS], [3, 21, EOS], [3] * 4 + [31, 32, 33, 34, 35, 36, 37], [3] * 4 + [EOS]]
+    for b, text in enumerate(wanted):
+        assert rollout.tokens_BT[b].tolist() == text + [PAD] * (T + NEW - len(text))
+        sampled = [0] * LENGTHS[b] + [1] * (len(text) - LENGTHS[b])
+        assert rollout.sampled_BT[b].tolist() == sampled + [0] * (T + NEW - len(text))
+        assert rollout.length_B[b] == len(text)
+    assert rollout.ended_B.tolist() == [True, True, False, True]
+    logp = 5 - np.log(np.exp(5) + V - 1)
+    np.testing.assert_allclose(rollout.logps_BT, logp * rollout.sampled_BT, rtol=1e-5)
+    # Each call of the network stands at the true end of each row, and sees the row up to there.
+    positions, seen = zip(*sorted(calls, key=lambda x: x[0][0]), strict=True)
+    assert np.array_equal(positions, (LENGTHS - 1) + np.arange(NEW)[:, None])
+    assert np.array_equal(seen, LENGTHS + np.arange(NEW)[:, None])
+
+
+def test_the_loop_stops_when_every_row_has_ended():
+    calls, script = [], SCRIPT.copy()
+    script[2, 6] = EOS
+    rollout = greedily(scripted(calls, script))
+    jax.effects_barrier()
+    assert len(calls) == 4  # row 0 is the longest: 11, 12, 13, <eos>
+    assert np.asarray(rollout.ended_B).all()
+    calls.clear()
+    assert not np.asarray(greedily(scripted(calls), max_new=1).ended_B)[:3].any()
+    jax.effects_barrier()
+    assert len(calls) == 1
+
+
+def test_tokens_come_as_often_as_their_probability_says():
+    rows, logits_V = 4000, np.array([0.0, 1.0, 2.0, -1.0, 1.5])
+
+    def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
+        return jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (rows, 5)), jnp.zeros((1, rows, 1, 1, 1))
+
+    keys_B = jax.random.split(jax.random.key(0), rows)
+    prompts_BT, lengths_B = np.full((rows, 1), 3), np.ones(rows, int)
+    options = {"temperature": 0.8, "top_k": 4, "top_p": 0.9}
+    run = jax.jit(lambda: decode(step, prompts_BT, lengths_B, keys_B, max_new=2, eos=99, **options))
+    first_B, second_B = np.asarray(run().tokens_BT)[:, 1:].T
+    p_V = np.exp(filtered(logits_V, **options))
+    for drawn_B in (first_B, second_B):
+        np.testing.assert_allclose(np.bincount(drawn_B, minlength=5) / rows, p_V, atol=0.03)
+    joint = np.bincount(5 * first_B + second_B, minlength=25).reshape(5, 5) / rows
+    np.testing.assert_allclose(joint, np.outer(p_V, p_V), atol=0.03)
+
+
+# With the network: the cache agrees with the full forward pass.
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny(heads=4, kv_heads=2, qk_norm=True, qkv_bias=True, tie_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def self_(model, grown):
+    params, memory = grown(model)
+    active_LE = np.array([[True, False, True], [False, True, False]])
+    return params, memory_lib.with_active(memory, active_LE)
+
+
+@pytest.fixture(scope="module")
+def forward(model):
+    run = jax.jit(lambda params, memory, x: model.apply(params, x, memory=memory).logits_BTV)
+    return lambda self_, tokens_BT: np.asarray(run(*self_, tokens_BT), np.float64)
+
+
+@pytest.fixture(scope="module")
+def sample(model):
+    @functools.cache
+    def compiled(**options):
+        return jax.jit(
+            lambda params, memory, *prompts: model.decode(params, *prompts, memory=memory, max_new=NEW, **options)
+        )
+
+    def run(self_, prompts, **options):
+        return jax.tree.map(np.asarray, compiled(**options)(*self_, *prompts))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    tokens_BT = np.random.default_rng(0).integers(3, V, (B, T))
+    tokens_BT = np.where(np.arange(T) < LENGTHS[:, None], tokens_BT, 17)  # what stands behind must not matter
+    return tokens_BT, LENGTHS, jax.random.split(jax.random.key(1), B)
+
+
+def said(rollout):
+    """(row, position) of each sampled token; its logits stand one position earlier."""
+    return np.argwhere(rollout.sampled_BT)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 6, "top_p": 0.8}], ids=["plain", "cut"])
+def test_sampled_log_probabilities_are_those_of_the_full_forward_pass(options, self_, forward, sample, prompts):
+    rollout = sample(self_, prompts, **options)
+    logits_BTV = forward(self_, rollout.tokens_BT)
+    assert len(said(rollout)) > 2 * B
+    for b, t in said(rollout):
+        logp_V = filtered(logits_BTV[b, t - 1], **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options))
+        np.testing.assert_allclose(rollout.logps_BT[b, t], logp_V[rollout.tokens_BT[b, t]], rtol=1e-3, atol=1e-4)
+    assert not rollout.logps_BT[rollout.sampled_BT == 0].any()
+    for b in range(B):
+        assert rollout.tokens_BT[b, : LENGTHS[b]].tolist() == prompts[0][b, : LENGTHS[b]].tolist()
+        text = rollout.tokens_BT[b, LENGTHS[b] : rollout.length_B[b]].tolist()
+        assert (EOS in text) == rollout.ended_B[b] and EOS not in text[:-1]
+        assert rollout.ended_B[b] or len(text) == NEW
+        assert not rollout.tokens_BT[b, rollout.length_B[b] :].any()
+
+
+def test_greedy_takes_the_likeliest_of_the_full_forward_pass(self_, forward, sample, prompts):
+    rollout = sample(self_, prompts, temperature=0.0)
+    logp_BTV = log_softmax(forward(self_, rollout.tokens_BT))
+    for b, t in said(rollout):
+        assert rollout.tokens_BT[b, t] == logp_BTV[b, t - 1].argmax()
+        np.testing.assert_allclose(rollout.logps_BT[b, t], logp_BTV[b, t - 1].max(), rtol=1e-3, atol=1e-4)
+    assert len(said(rollout)) > 2 * B
+
+
+def test_a_rows_text_does_not_depend_on_its_batch(self_, sample, prompts):
+    whole = sample(self_, prompts)
+    tokens_BT, lengths_B, keys_B = prompts
+    order = np.array([2, 0, 0, 3])  # other places, other neighbours, a twin
+    moved = sample(self_, (tokens_BT[order], lengths_B[order], keys_B[order]))
+    np.testing.assert_array_equal(moved.tokens_BT, whole.tokens_BT[order])
+    np.testing.assert_allclose(moved.logps_BT, whole.logps_BT[order], rtol=1e-4, atol=1e-5)
+    other_key = sample(self_, (tokens_BT, lengths_B, jax.random.split(jax.random.key(2), B)))
+    assert (other_key.tokens_BT != whole.tokens_BT).any(axis=1).sum() >= 3
+
+
+def test_an_extra_random_expert_changes_nothing_where_none_is_open(self_, sample, prompts):
+    params, memory = self_
+    nobody = (params, memory_lib.with_active(memory, np.zeros((2, 3), bool)))
+    np.testing.assert_array_equal(
+        sample(nobody, prompts, random_expert=True).tokens_BT, sample(nobody, prompts).tokens_BT
+    )
+
+
+def test_an_extra_random_expert_opens_a_slot_that_no_router_chose(model, self_, forward, sample, prompts):
+    params, memory = self_
+    memory = memory_lib.with_active(memory, np.array([[False, True, False], [False, False, False]]))
+    never = {**memory.bank, "bias_NLE": jnp.full_like(memory.bank["bias_NLE"], -1e9)}
+    shy = memory.__class__(memory.fast, never, memory.active_LE)
+    rollout = sample((params, shy), prompts, random_expert=True)
+    asleep, forced = (forward((params, m), rollout.tokens_BT) for m in (shy, memory_lib.force_slot(shy, 0, 1)))
+    at = tuple(said(rollout).T)
+    before = (at[0], at[1] - 1, rollout.tokens_BT[at])
+    np.testing.assert_allclose(rollout.logps_BT[at], log_softmax(forced)[before], rtol=1e-3, atol=1e-4)
+    assert np.abs(rollout.logps_BT[at] - log_softmax(asleep)[before]).max() > 0.05
+
+
+def test_prompts_that_leave_no_room_are_an_error_with_all_numbers(model, self_, prompts):
+    with pytest.raises(ValueError, match=r"6 tokens plus 27 new ones exceed model.max_len=32"):
+        model.decode(self_[0], *prompts, max_new=27)
+
+
+def test_memory_is_an_argument_of_decoding(model, self_, sample, prompts):
+    params, memory = self_
+    other = sample((params, memory_lib.forget_day(memory)), prompts)
+    assert trees.bit_equal(other.tokens_BT, sample(self_, prompts).tokens_BT) != []

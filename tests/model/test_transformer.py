@@ -1,0 +1,244 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleep_jax import trees
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.model.config import MemoryConfig, ModelConfig
+from sleep_jax.types import Memory
+
+QWEN_LIKE = {"qk_norm": True, "qkv_bias": True, "tie_embeddings": False}
+B, T = 3, 8
+
+
+def tokens(*shape, seed=0):
+    return np.random.default_rng(seed).integers(3, 40, shape).astype(np.int32)
+
+
+def logits(model):
+    """Jitted `(params, memory, tokens_BT, **where) -> logits_BTV`."""
+    return jax.jit(lambda params, memory, tokens_BT, **w: model.apply(params, tokens_BT, memory=memory, **w).logits_BTV)
+
+
+def opened(memory, *slots):
+    active_LE = np.zeros(memory.active_LE.shape, bool)
+    active_LE[tuple(zip(*slots, strict=True))] = True
+    return memory_lib.with_active(memory, active_LE)
+
+
+class Reference:
+    """The decoder of one sequence in float64 numpy, written from the papers' formulas."""
+
+    def __init__(self, model, params, memory):
+        self.c, self.scale = model.config, model.memory_config.expert_scale
+        self.memory = jax.tree.map(np.asarray, memory)
+        self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def norm(self, x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c.norm_eps) * scale
+
+    def rope(self, x_TK):
+        half = self.c.head_size // 2
+        angle = np.arange(len(x_TK))[:, None] * self.c.rope_theta ** (-np.arange(half) / half)
+        z = (x_TK[:, :half] + 1j * x_TK[:, half:]) * np.exp(1j * angle)
+        return np.concatenate([z.real, z.imag], axis=-1)
+
+    def attention(self, p, x_TD, n):
+        T, group, heads = len(x_TD), self.c.heads // self.c.kv_heads, []
+        for h in range(self.c.heads):
+            j = h // group
+            q, k, v = (x_TD @ p[f"{w}"][n][:, i] for w, i in (("q_NDHK", h), ("k_NDJK", j), ("v_NDJK", j)))
+            if self.c.qkv_bias:
+                q, k, v = q + p["q_bias_NHK"][n, h], k + p["k_bias_NJK"][n, j], v + p["v_bias_NJK"][n, j]
+            if self.c.qk_norm:
+                q, k = self.norm(q, p["q_norm"]["scale"][n]), self.norm(k, p["k_norm"]["scale"][n])
+            score_TS = self.rope(q) @ self.rope(k).T / np.sqrt(self.c.head_size)
+            weight_TS = np.exp(score_TS - score_TS.max(-1, keepdims=True)) * np.tri(T)
+            heads.append(weight_TS / weight_TS.sum(-1, keepdims=True) @ v @ p["o_NHKD"][n, h])
+        return sum(heads)
+
+    def experts(self, x_TD, n):
+        y_TD, bank = np.zeros_like(x_TD), self.memory.bank
+        for level, active_E in enumerate(self.memory.active_LE):
+            for t, x_D in enumerate(x_TD):
+                score_E = x_D @ bank["w_NLDE"][n, level] + bank["bias_NLE"][n, level]
+                best = max((e for e, on in enumerate(active_E) if on), key=lambda e: score_E[e], default=None)
+                if best is not None and score_E[best] >= 0:
+                    h_R = x_D @ bank["a_NLEDR"][n, level, best].astype(np.float64)
+                    y_TD[t] += self.scale * (h_R / (1 + np.exp(-h_R))) @ bank["b_NLERD"][n, level, best]
+        return y_TD
+
+    def logits(self, tokens_T):
+        p, fast = self.params["blocks"], self.memory.fast
+        x_TD = self.params["embed_VD"][tokens_T]
+        for n in range(self.c.layers):
+            x_TD = x_TD + self.attention(p["attn"], self.norm(x_TD, p["attn_norm"]["scale"][n]), n)
+            h_TD = self.norm(x_TD, p["mlp_norm"]["scale"][n])
+            gate, up, down = (p["mlp"][k][n] + fast[k][n] for k in ("gate_NDF", "up_NDF", "down_NFD"))
+            g_TF = h_TD @ gate
+            x_TD = x_TD + (g_TF / (1 + np.exp(-g_TF)) * (h_TD @ up)) @ down + self.experts(h_TD, n)
+        x_TD = self.norm(x_TD, self.params["final_norm"]["scale"])
+        return x_TD @ (self.params["embed_VD"].T if self.c.tie_embeddings else self.params["head_DV"])
+
+
+@pytest.mark.parametrize("settings", [{}, QWEN_LIKE], ids=["llama", "qwen"])
+def test_logits_are_those_of_a_decoder_written_in_numpy(settings, tiny, grown):
+    model = tiny(**settings)
+    params, memory = grown(model)
+    memory = opened(memory, (0, 0), (0, 2), (1, 1))
+    tokens_BT = tokens(2, T)
+    out = jax.jit(lambda p, m, x: model.apply(p, x, memory=m))(params, memory, tokens_BT)
+    reference = Reference(model, params, memory)
+    for row, tokens_T in zip(out.logits_BTV, tokens_BT, strict=True):
+        np.testing.assert_allclose(row, reference.logits(tokens_T), rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(model.unembed(params, out.hidden_BTD), out.logits_BTV, rtol=1e-4, atol=1e-5)
+    routes_BTLE = np.asarray(out.routes_BTLE)
+    assert routes_BTLE.shape == (2, T, 2, 3) and set(np.unique(routes_BTLE)) == {0.0, 0.5, 1.0}
+    assert not routes_BTLE[..., ~np.asarray(memory.active_LE)].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_open_slots_and_deltas_the_bits_are_those_of_the_plain_decoder(dtype, tiny, grown):
+    model = tiny(compute_dtype=dtype, **QWEN_LIKE)
+    params, memory = grown(model)
+    run, x = logits(model), tokens(B, T)
+    plain = run(params, None, x)
+    asleep = dataclasses.replace(memory, fast=jax.tree.map(np.zeros_like, memory.fast))
+    assert trees.bit_equal(run(params, asleep, x), plain) == []
+    assert plain.dtype == jnp.float32
+    for changed in (opened(asleep, (0, 1)), memory):
+        assert np.abs(run(params, changed, x) - plain).max() > 0.05
+
+
+def test_a_model_without_a_bank_tells_no_routes(tiny, grown):
+    model = tiny()
+    params, memory = grown(model)
+    out = jax.eval_shape(lambda m: model.apply(params, tokens(1, 4), memory=m), Memory(memory.fast, None, None))
+    assert out.routes_BTLE is None and out.logits_BTV.shape == (1, 4, 40)
+
+
+def test_a_token_changes_nothing_before_it(tiny, grown):
+    model = tiny()
+    params, memory = grown(model)
+    memory, run, x = opened(memory, (0, 0), (1, 2)), logits(model), tokens(B, T)
+    before = run(params, memory, x)
+    for t in (0, 3, T - 1):
+        changed = x.copy()
+        changed[:, t] = (changed[:, t] + 1) % 40
+        after = run(params, memory, changed)
+        np.testing.assert_array_equal(after[:, :t], before[:, :t])
+        assert (np.abs(after[:, t:] - before[:, t:]).max(axis=-1) > 1e-4).all()
+
+
+def packed(parts):
+    """One row of the parts one after the other, its segments and positions, and a padding token at the end."""
+    segments = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(parts)] + [[0]])
+    positions = np.concatenate([np.arange(len(p)) for p in parts] + [[0]])
+    row = np.concatenate([*parts, [0]]).astype(np.int32)
+    return row[None], {"segments_BT": segments[None], "positions_BT": positions[None]}
+
+
+def test_packed_rows_are_their_parts_and_segments_are_islands(tiny, grown):
+    model = tiny(**QWEN_LIKE)
+    params, memory = grown(model)
+    memory, run = opened(memory, (0, 0), (1, 2)), logits(model)
+    parts = [tokens(5), tokens(2, seed=1), tokens(5, seed=2)]
+    row, where = packed(parts)
+    together = run(params, memory, row, **where)
+    start = 0
+    for part in parts:
+        alone = run(params, memory, np.pad(part, (0, 5 - len(part)))[None])  # causal: padding behind is unseen
+        end = start + len(part)
+        np.testing.assert_allclose(together[0, start:end], alone[0, : len(part)], rtol=1e-4, atol=1e-5)
+        start = end
+    changed, _ = packed([parts[0], tokens(2, seed=9), parts[2]])
+    islands = run(params, memory, changed, **where)
+    others = np.r_[0:5, 7:13]
+    np.testing.assert_array_equal(islands[:, others], together[:, others])
+    assert np.abs(islands[:, 5:7] - together[:, 5:7]).max() > 0.1
+
+
+def test_remat_and_unrolling_change_no_number(tiny, grown):
+    params, memory = grown(tiny())
+    memory, x = opened(memory, (0, 0), (1, 2)), tokens(2, T)
+
+    def gradients(model):
+        def loss(params, fast):
+            out = model.apply(params, x, memory=dataclasses.replace(memory, fast=fast))
+            return jnp.sum(jax.nn.log_softmax(out.logits_BTV)[..., 5])
+
+        traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(params, memory.fast)
+        return traced.lower().compile()(params, memory.fast), "remat" in str(traced.jaxpr)
+
+    wanted, recomputed = gradients(tiny())
+    assert not recomputed
+    got, recomputed = gradients(tiny(remat=True, unroll=2))
+    assert recomputed
+    chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_birth_draws_every_layer_anew_with_variance_one_over_fan_in(tiny):
+    model = tiny(width=32, ff=48, head_size=16, **QWEN_LIKE)
+    params = jax.jit(model.init)(jax.random.key(0))
+    table = trees.named(params)
+    fan_in = {"q_NDHK": 32, "k_NDJK": 32, "v_NDJK": 32, "o_NHKD": 64, "gate_NDF": 32, "up_NDF": 32, "down_NFD": 48}
+    fan_in |= {"embed_VD": 32, "head_DV": 32}
+    for path, x in table.items():
+        name = path.rsplit("/", 1)[-1]
+        if name in fan_in:
+            assert abs(float(x.std()) * fan_in[name] ** 0.5 - 1) < 0.1, path
+            assert "_N" not in name or not np.allclose(x[0], x[1])
+        else:
+            assert (x == (0 if "bias" in name else 1)).all(), path
+    assert {p.rsplit("/", 1)[-1] for p in table} >= {*fan_in, "q_bias_NHK", "k_bias_NJK", "v_bias_NJK"}
+    assert table["blocks/attn/k_NDJK"].shape == (2, 32, 2, 16)
+
+
+def test_a_tied_model_has_no_head_of_its_own(tiny):
+    shapes = jax.eval_shape(tiny().init, jax.random.key(0))
+    assert not any("head" in path or "bias" in path or "q_norm" in path for path in trees.paths(shapes))
+
+
+def test_a_sequence_longer_than_the_model_is_an_error_with_both_numbers(tiny, grown):
+    model = tiny()
+    params, _ = grown(model)
+    with pytest.raises(ValueError, match=r"33 tokens .* model.max_len=32"):
+        model.apply(params, tokens(1, 33))
+    where = {"segments_BT": np.ones((1, 33), int)}
+    jax.eval_shape(lambda: model.apply(params, tokens(1, 33), **where))
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"heads": 6, "kv_heads": 4}, "model.heads=6 .* model.kv_heads=4"),
+        ({"head_size": 7}, "model.head_size=7 is odd"),
+        ({"layers": 0}, "model.layers=0 must be at least 1"),
+        ({"compute_dtype": "int32"}, "model.compute_dtype='int32'"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        ModelConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"periods": (16, 40)}, r"\(16, 40\): 16 does not divide 40"),
+        ({"periods": (32, 16)}, "32 does not divide 16"),
+        ({"periods": ()}, "at least one period"),
+        ({"periods": (0, 16)}, "at least 1 token"),
+        ({"reading": "both"}, "'both' is neither"),
+        ({"static_share": 1.0}, r"static_share=1.0 is not in \[0, 1\)"),
+        ({"slots": 1}, "memory.slots=1"),
+        ({"rank": 0}, "memory.rank=0"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        MemoryConfig(**settings)
