@@ -1,4 +1,23 @@
-import ml_collections
+"""Three days among invented people, on a laptop.
+
+Claim: Sleep keeps what it was born with and learns most of what joint training learns; sequential fine-tuning forgets.
+Cost: minutes on 2 CPU cores, birth included.
+Command: python -m launch.main
+Number: see the README; printed at the end and written to runs/tiny/report.html.
+"""
+
+from configs import base
+
+
 def get_config():
-    return ml_collections.ConfigDict(dict(method='sleep,sequential,joint',model=dict(width=128,layers=3,heads=4,kv_heads=4,head_size=32,ff=384,unroll=3,max_len=64),stream=dict(source='biographies'),birth=dict(epochs=30,batch_rows=16),vocab_size=512,
-    sleep=dict(steps=120,batch_rows=16,old_dreams=600,new_dreams=300),wake=dict(passes=6,rule='adam',lr=(1e-3,)),memory=dict(periods=(512,))))
+    c = base.get_config()
+    c.method = "sleep,sequential,joint"
+    c.vocab_size = 512
+    c.model.layers, c.model.ff, c.model.unroll = 3, 384, 3
+    c.birth.epochs, c.birth.batch_rows = 30, 16
+    c.wake.rule, c.wake.lr, c.wake.passes = "adam", (1e-3,), 6
+    c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
+    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every = 240, 16, 40
+    c.sleep.optim.lr = 1e-2
+    c.baseline.batch_rows = 16
+    return c

@@ -1,8 +1,7 @@
 """What the network is trained on: sums over tokens, with their counts."""
 
 from sleep_jax.ops.masked import masked_mean, token_logps
-from sleep_jax.steps import Objective
-from sleep_jax.types import Batch, Mean, Memory, Model, Tree
+from sleep_jax.types import Batch, Mean, Memory, Model, Objective, Tree
 
 
 def next_token(model: Model, params: Tree, memory: Memory | None, batch: Batch) -> Mean:

@@ -36,7 +36,7 @@ def _matrices(params: Tree) -> Tree:
     def matrix(path, x):
         name = jax.tree_util.keystr(path[-1:], simple=True)
         axes = name.rpartition("_")[2]
-        return "bias" not in name and axes.isupper() and len(axes.lstrip("NLE")) >= 2
+        return "bias" not in name and axes.isupper() and len(set(axes) - set("NLE")) >= 2
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 

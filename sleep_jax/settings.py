@@ -35,6 +35,7 @@ class SleepConfig:
     day_in_context: int = 0  # a third teacher with so many of the day's documents in its context; 0 is none
     old_dreams: int = 4000  # dreams of birth and of earlier nights, in proportion to what each learnt
     new_dreams: int = 1500  # dreams of the awake self, where the day is not at hand
+    new_share: float = 0.5  # share of the day's rows in a batch
     steps: int = 400  # most optimiser steps
     batch_rows: int = 32  # rows of dreams per step
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -96,6 +97,16 @@ class Config:
             )
         if self.row_length > self.model.max_len:
             raise ValueError(f"row_length={self.row_length} exceeds model.max_len={self.model.max_len}")
+        for key, new in {
+            "answer_tokens": self.answer_tokens,
+            "sleep.recall.max_new": self.sleep.recall.max_new,
+            "sleep.recall.answer_max_new": self.sleep.recall.answer_max_new,
+            "sleep.imitate.max_new": self.sleep.imitate.max_new,
+        }.items():
+            if new >= self.model.max_len:
+                raise ValueError(
+                    f"{key}={new} tokens leave no room for a prompt in model.max_len={self.model.max_len}"
+                )
         if self.memory.periods[0] % self.row_length:
             raise ValueError(
                 f"memory.periods[0]={self.memory.periods[0]} is not a multiple of row_length="
@@ -109,7 +120,7 @@ def load(values: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: an unknown key (naming the nearest known one), a value of another type, or one out of range.
     """
-    return _build(Config, values, "")
+    return _build(Config(), values, "")
 
 
 def as_json(config: Config) -> str:
@@ -117,26 +128,27 @@ def as_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
 
 
-def _build(cls, values: Mapping[str, Any], prefix: str):
-    hints = typing.get_type_hints(cls)
+def _build(default: Any, values: Mapping[str, Any], prefix: str):
+    """`default` with other values; a group that is set in part keeps the rest of its own default."""
+    hints = typing.get_type_hints(type(default))
     fields = {}
     for key, value in values.items():
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(hints)}"
             raise ValueError(f"unknown config key {prefix}{key}{hint}")
-        fields[key] = _value(hints[key], value, prefix + key)
+        fields[key] = _value(hints[key], getattr(default, key), value, prefix + key)
     try:
-        return cls(**fields)
+        return dataclasses.replace(default, **fields)
     except ValueError as error:
         raise ValueError(f"config.{prefix.rstrip('.') or 'root'}: {error}") from error
 
 
-def _value(hint: Any, value: Any, key: str) -> Any:
+def _value(hint: Any, default: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"config key {key} holds further keys, but is set to {value!r}")
-        return _build(hint, value, key + ".")
+        return _build(default, value, key + ".")
     origin = typing.get_origin(hint)
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else (value,)
@@ -144,7 +156,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         inner = [inner[0]] * len(items) if inner[-1] is Ellipsis else inner
         if len(inner) != len(items):
             raise ValueError(f"config key {key} takes {len(inner)} values, but is set to {value!r}")
-        return tuple(_value(h, v, key) for h, v in zip(inner, items, strict=True))
+        return tuple(_value(h, None, v, key) for h, v in zip(inner, items, strict=True))
     if origin is Literal:
         if value not in typing.get_args(hint):
             near = difflib.get_close_matches(str(value), typing.get_args(hint), n=1)

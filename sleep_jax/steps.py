@@ -1,32 +1,14 @@
 """One optimiser step from an objective, exact under micro-batching and under sharding."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sleep_jax.types import Array, Mean, TrainState, Tree
+from sleep_jax.types import Array, Mean, Objective, TrainState, Tree
 
 Step = Callable[..., tuple[TrainState, dict[str, Mean]]]
-
-
-class Objective(NamedTuple):
-    """sum_k weight_k * total_k / count_k, with every count known before the gradient is taken.
-
-    A mean of micro-batch means is not the mean; dividing each total by the count of the *whole* batch first
-    makes the gradient a plain sum over micro-batches and devices.
-
-    Attributes:
-      weights: weight of each term by name.
-      counts: `counts(batch) -> {name: count}`, a function of the masks alone.
-      totals: `totals(trainable, frozen, batch, key) -> ({name: Mean}, {metric: Mean})`.
-    """
-
-    weights: dict[str, float]
-    counts: Callable[[Any], dict[str, Array]]
-    totals: Callable[..., tuple[dict[str, Mean], dict[str, Mean]]]
 
 
 def init(optimizer: optax.GradientTransformation, trainable: Tree) -> TrainState:
@@ -84,7 +66,7 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
         grads, metrics = reduce((grads, metrics))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = Mean(optax.global_norm(grads), jnp.float32(1))
+        metrics["gradient_norm"] = Mean(optax.tree.norm(grads), jnp.float32(1))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

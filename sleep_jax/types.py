@@ -131,3 +131,20 @@ class Model(NamedTuple):
     apply: Callable[..., Output]
     unembed: Callable[..., Array]
     decode: Callable[..., Rollout]
+
+
+class Objective(NamedTuple):
+    """sum_k weight_k * total_k / count_k, with every count known before the gradient is taken.
+
+    A mean of micro-batch means is not the mean; dividing each total by the count of the *whole* batch first
+    makes the gradient a plain sum over micro-batches and devices.
+
+    Attributes:
+      weights: weight of each term by name.
+      counts: `counts(batch) -> {name: count}`, a function of the masks alone.
+      totals: `totals(trainable, frozen, batch, key) -> ({name: Mean}, {metric: Mean})`.
+    """
+
+    weights: dict[str, float]
+    counts: Callable[[Any], dict[str, Array]]
+    totals: Callable[..., tuple[dict[str, Mean], dict[str, Mean]]]

@@ -18,7 +18,7 @@ EOS = 2
 
 @pytest.fixture(scope="session")
 def tiny():
-    """`tiny(**settings) -> Model`: settings of model and memory together; the same ones give the same model."""
+    """`tiny(**settings) -> Model`: settings of model and memory together; the same give the same model."""
     from sleep_jax.model.build import build
     from sleep_jax.model.config import MemoryConfig, ModelConfig
 

@@ -1,5 +1,7 @@
 """Batches of packed rows as a grain pipeline whose position can be saved and taken up again."""
 
+from collections.abc import Sequence
+
 import grain
 import jax
 import numpy as np
@@ -70,3 +72,27 @@ def batches(
     plan = order.repeat(epochs).batch(batch_size).map(take)
     # A batch is five look-ups in memory: a thread per element would cost more than it hides.
     return iter(plan.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def in_shares(sizes: Sequence[int], shares: Sequence[float]) -> np.ndarray:
+    """Row numbers of several groups that stand one after the other, repeated until each has its share.
+
+    The group that has most rows for its share comes once; of the others, rows are repeated in order, whole groups
+    first. An epoch over the result then holds all groups in proportion.
+
+    Args:
+      sizes: rows of each group; a group without rows has no share.
+      shares: of the result, in any unit.
+
+    Returns:
+      int32 row numbers.
+    """
+    starts = np.cumsum(sizes) - sizes
+    longest = max((n / share for n, share in zip(sizes, shares, strict=False) if n and share > 0), default=0)
+    return np.concatenate(
+        [
+            start + np.resize(np.arange(n), max(round(longest * share), n))
+            for start, n, share in zip(starts, sizes, shares, strict=False)
+            if n
+        ]
+    ).astype(np.int32)

@@ -12,8 +12,7 @@ from sleep_jax.data.stream import Experience
 from sleep_jax.fit import World
 from sleep_jax.methods import finetune
 from sleep_jax.phases import State
-from sleep_jax.steps import Objective
-from sleep_jax.types import Mean, Tree
+from sleep_jax.types import Mean, Objective, Tree
 
 
 def extra(world: World, params: Tree) -> Tree:

@@ -12,8 +12,7 @@ from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import World, fit
 from sleep_jax.phases import State
-from sleep_jax.steps import Objective
-from sleep_jax.types import Batch, Tree
+from sleep_jax.types import Batch, Objective, Tree
 
 
 def documents(world: World, examples: Sequence[Example]) -> list[Encoded]:

@@ -35,7 +35,8 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
                 shared["random_keys_B"] = random_keys_B
         layer = _layer_inputs(memory)
         if cache is not None:
-            layer["cache"] = cache
+            kvs, at = cache
+            layer["cache"] = [(*kv, at) for kv in kvs]
         return net.apply({"params": params}, tokens_BT, layer, shared)
 
     def unembed(params: Tree, hidden_BTD: Array) -> Array:
@@ -105,9 +106,11 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
 
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
             hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, cache, random_keys_B)
+            kv = ys["kv"]
             if cache is None:  # prefill: only the last true token of each row is read
                 hidden_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
-            return unembed(params, hidden_BTD)[:, 0], ys["kv"]
+                kv = [tuple(x[n] for x in kv) for n in range(config.layers)]
+            return unembed(params, hidden_BTD)[:, 0], kv
 
         return decode_lib.decode(step, prompts_BT, lengths_B, keys_B, eos=eos, **options)
 

@@ -1,6 +1,5 @@
 """Sampling with a key/value cache: one jitted loop that stops when every row has ended."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -39,7 +38,7 @@ def filter_logits(logits_BV: Array, temperature: float, top_k: int, top_p: float
 
 
 def first_largest(x_BV: Array) -> Array:
-    """argmax over the last axis, as two reductions that XLA vectorises on CPU (argmax itself it does not)."""
+    """argmax over the last axis, written as two reductions: XLA on CPU does not vectorise its own argmax."""
     V = x_BV.shape[-1]
     return jnp.min(jnp.where(x_BV == x_BV.max(-1, keepdims=True), jnp.arange(V), V - 1), axis=-1)
 
@@ -66,8 +65,9 @@ def decode(
 
     Args:
       step: `step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B) -> (logits_BV, kv)`: logits after
-        the last true token; `cache` is None or `(k_NBJSK, v_NBJSK)` and `kv` the new keys and values of that
-        layout.
+        the last true token. Where `cache` is None, `kv` is a pytree of the tokens' keys and values of axes
+        (..., S, K). Else `cache` is `(kv, at)`, `kv` having room behind the prompts, and it comes back with
+        what belongs to the token in slot `at`.
       prompts_BT: int32, right-padded.
       lengths_B: true lengths, at least 1.
       keys_B: one random key per row.
@@ -98,7 +98,7 @@ def decode(
             logits_BV = filter_logits(logits_BV, temperature, top_k, top_p)
             sample_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 2 + i))(keys_B)
             gumbel_BV = jax.vmap(lambda k, z: jax.random.gumbel(k, z.shape))(sample_keys_B, logits_BV)
-            token_B = first_largest(jax.lax.optimization_barrier(gumbel_BV + logits_BV))
+            token_B = first_largest(logits_BV + gumbel_BV)
         logp_B = logits_BV[rows_B, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
         return token_B.astype(jnp.int32), logp_B
 
@@ -107,7 +107,7 @@ def decode(
     causal_BTS = (steps_T[None, :, None] >= steps_T[None, None]) & prompt_BS[:, None]
     positions_BT = jnp.broadcast_to(steps_T, (B, T))
     logits_BV, kv = step(prompts_BT, positions_BT, causal_BTS, None, random_keys(0))
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, max_new), (0, 0))), kv)
+    kv = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, max_new), (0, 0)]), kv)
     token_B, logp_B = sample(logits_BV, 0)
     state = {
         "i": jnp.int32(1),
@@ -116,7 +116,7 @@ def decode(
         "count_B": jnp.ones(B, jnp.int32),
         "done_B": token_B == eos,
         "token_B": token_B,
-        "cache": cache,
+        "kv": kv,
     }
 
     def going(s):
@@ -124,12 +124,10 @@ def decode(
 
     def advance(s):
         i = s["i"]
-        new_BS = jnp.broadcast_to(jnp.arange(max_new)[None] < i - 1, (B, max_new))
-        mask_BS = jnp.concatenate([prompt_BS, new_BS, jnp.ones((B, 1), bool)], axis=1)
+        new_BS = jnp.broadcast_to(jnp.arange(max_new) < i, (B, max_new))
+        mask_BS = jnp.concatenate([prompt_BS, new_BS], axis=1)
         token_B1, position_B1 = s["token_B"][:, None], (lengths_B + i - 1)[:, None]
-        logits_BV, kv = step(token_B1, position_B1, mask_BS[:, None], s["cache"], random_keys(i))
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=T + i - 1, axis=3)
-        cache = jax.tree.map(write, s["cache"], kv)
+        logits_BV, kv = step(token_B1, position_B1, mask_BS[:, None], (s["kv"], T + i - 1), random_keys(i))
         token_B, logp_B = sample(logits_BV, i)
         token_B = jnp.where(s["done_B"], pad, token_B)
         return {
@@ -139,7 +137,7 @@ def decode(
             "count_B": s["count_B"] + ~s["done_B"],
             "done_B": s["done_B"] | (token_B == eos),
             "token_B": token_B,
-            "cache": cache,
+            "kv": kv,
         }
 
     s = jax.lax.while_loop(going, advance, state)

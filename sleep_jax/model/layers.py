@@ -1,8 +1,9 @@
 """The layers of the decoder: RMSNorm, rotary attention with grouped heads, SwiGLU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from sleep_jax.model.config import ModelConfig
@@ -23,29 +24,25 @@ def rotary(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
 
 
-def attend(q_BTHK: Array, mask_BTS: Array, *sources: tuple[Array, Array]) -> Array:
+def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array) -> Array:
     """softmax(q k^T / sqrt(K)) v with H/J query heads per key/value head; softmax in float32.
+
+    Heads stand before keys, so that both products read a cache as it lies in memory: a transposed copy of it
+    at every token costs many times the products.
 
     Args:
       q_BTHK: queries; head h reads key/value head h // (H / J).
       mask_BTS: bool, which of the S keys each query sees; one that sees none gets the mean of all values.
-      *sources: pairs (k_BJSK, v_BJSK), their keys counted one source after the other. A cache and the tokens
-        behind it are two sources: joining them would copy the cache at every token. Heads stand before keys
-        so that both products read a source as it lies in memory; a transposed copy of the cache at every
-        token costs several times the products.
+      k_BJSK, v_BJSK: keys and values.
     """
     B, T, H, K = q_BTHK.shape
-    J = sources[0][0].shape[1]
+    J, S = k_BJSK.shape[1:3]
     G = H // J
     q_BJMK = (q_BTHK * K**-0.5).reshape(B, T, J, G, K).transpose(0, 2, 3, 1, 4).reshape(B, J, G * T, K)
-    scores = [jnp.einsum("bjmk,bjsk->bjms", q_BJMK, k_BJSK).astype(jnp.float32) for k_BJSK, _ in sources]
-    att_BJGTS = jnp.concatenate(scores, axis=-1).reshape(B, J, G, T, -1)
-    att_BJGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], att_BJGTS, MASKED), axis=-1)
-    att_BJMS = att_BJGTS.astype(q_BTHK.dtype).reshape(B, J, G * T, -1)
-    ends = np.cumsum([k_BJSK.shape[2] for k_BJSK, _ in sources])
-    parts = jnp.split(att_BJMS, ends[:-1], axis=-1)
-    pairs = zip(parts, sources, strict=True)
-    y_BJMK = sum(jnp.einsum("bjms,bjsk->bjmk", part, v_BJSK) for part, (_, v_BJSK) in pairs)
+    att_BJMS = jnp.einsum("bjmk,bjsk->bjms", q_BJMK, k_BJSK).astype(jnp.float32)
+    att_BJGTS = jnp.where(mask_BTS[:, None, None], att_BJMS.reshape(B, J, G, T, S), MASKED)
+    att_BJMS = jax.nn.softmax(att_BJGTS, axis=-1).astype(q_BTHK.dtype).reshape(B, J, G * T, S)
+    y_BJMK = jnp.einsum("bjms,bjsk->bjmk", att_BJMS, v_BJSK)
     return y_BJMK.reshape(B, J, G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
@@ -94,16 +91,19 @@ def weight(
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (2305.13245) over cache and tokens; returns y_BTD and the new k_BJTK and v_BJTK.
+    """Grouped-query attention (2305.13245); returns y_BTD and the pair of keys and values that were read.
 
-    Keys are cached turned to their positions, behind the optional norms of queries and keys.
+    Without a cache these are the tokens' own, k_BJTK and v_BJTK. With one, `(k_BJSK, v_BJSK, at)`, they are
+    the cache with the tokens' own written from slot `at` on: first written and then read, so that the
+    compiler can do it in place. Keys are cached turned to their positions, behind the optional norms of
+    queries and keys.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, positions_BT: Array, mask_BTS: Array, cache: tuple[Array, Array] | None
+        self, x_BTD: Array, positions_BT: Array, mask_BTS: Array, cache: tuple[Array, Array, Array] | None
     ) -> tuple[Array, tuple[Array, Array]]:
         c = self.config
         D, H, J, K = c.width, c.heads, c.kv_heads, c.head_size
@@ -120,11 +120,14 @@ class Attention(nn.Module):
             k_BTJK = RMSNorm(c, name="k_norm")(k_BTJK)
         q_BTHK = rotary(q_BTHK, positions_BT, c.rope_theta)
         k_BTJK = rotary(k_BTJK, positions_BT, c.rope_theta)
-        fresh = k_BTJK.swapaxes(1, 2), v_BTJK.swapaxes(1, 2)
-        y_BTHK = attend(q_BTHK, mask_BTS, *((fresh,) if cache is None else (cache, fresh)))
+        kv = k_BTJK.swapaxes(1, 2), v_BTJK.swapaxes(1, 2)
+        if cache is not None:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache[2], axis=2)
+            kv = write(cache[0], kv[0]), write(cache[1], kv[1])
+        y_BTHK = attend(q_BTHK, mask_BTS, *kv)
         o_HKD = weight(self, "o_NHKD", (H, K, D), fan_in=2)
         y_BTD = project(y_BTHK.reshape(*y_BTHK.shape[:2], H * K), o_HKD.reshape(H * K, D))
-        return y_BTD, fresh
+        return y_BTD, kv
 
 
 class SwiGLU(nn.Module):

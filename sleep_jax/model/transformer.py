@@ -71,8 +71,24 @@ class Transformer(nn.Module):
         """tokens_BT and the per-layer and shared inputs of `Block` -> hidden_BTD and per-layer outputs."""
         c = self.config
         x_BTD = self.embed_VD[tokens_BT].astype(c.compute_dtype)
-        x_BTD, ys = self.blocks(x_BTD, {"index": jnp.arange(c.layers), **layer}, shared)
+        layer = {"index": jnp.arange(c.layers), **layer}
+        x_BTD, ys = (self._walk if "cache" in layer else self.blocks)(x_BTD, layer, shared)
         return self.final_norm(x_BTD), ys
+
+    def _walk(self, x_BTD: Array, layer: Tree, shared: Tree) -> tuple[Array, Tree]:
+        """The blocks one after the other; their caches come and go as a list with one entry per layer.
+
+        A scan would stack the caches, and so copy them whole at every token.
+        """
+        block = Block(self.config, self.memory_config, parent=None)
+        stacked = {k: v for k, v in layer.items() if k != "cache"}
+        stacked["params"] = self.variables["params"]["blocks"]
+        kvs = []
+        for n, cache in enumerate(layer["cache"]):
+            own = jax.tree.map(lambda x, n=n: x[n], stacked)
+            x_BTD, ys = block.apply({"params": own.pop("params")}, x_BTD, {**own, "cache": cache}, shared)
+            kvs.append(ys["kv"])
+        return x_BTD, {"kv": kvs}
 
     def unembed(self, hidden_BTD: Array) -> Array:
         """Float32 logits of hidden states."""

@@ -18,8 +18,7 @@ from sleep_jax.ops.masked import entropy, masked_mean, token_logps
 from sleep_jax.ops.policy_gradient import reinforce_loss
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self, seen_by
-from sleep_jax.steps import Objective
-from sleep_jax.types import Array, Batch, Memory, Model, Tree
+from sleep_jax.types import Array, Batch, Memory, Model, Objective, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,9 @@ def encode(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> list[encodi
     for dream in dreams:
         if dream.example.prompt:
             encoded.append(encoding.encode_answering(tok, dream.example, max_len))
-            encoded.append(encoding.encode_recalling(tok, dream.example, max_len))
+            recalled = encoding.encode_recalling(tok, dream.example, max_len)
+            # All of it counts as a prompt: recalling serves the dreams to come, and must not outweigh the answers.
+            encoded.append(dataclasses.replace(recalled, prompt_length=len(recalled.tokens)))
         else:
             encoded.extend(encoding.encode_text(tok, dream.example.answer, max_len))
     return encoded

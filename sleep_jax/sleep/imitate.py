@@ -46,6 +46,11 @@ class ImitateConfig:
             )
         if self.prompts < 2 or self.prompts % 2:
             raise ValueError(f"sleep.imitate.prompts={self.prompts} must be even: half old, half new")
+        if self.width <= self.max_new:
+            raise ValueError(
+                f"sleep.imitate.width={self.width} leaves no token of a dream before the "
+                f"sleep.imitate.max_new={self.max_new} that are sampled"
+            )
 
 
 class SemanticReward(Protocol):
@@ -219,10 +224,13 @@ class Practiser:
         return practice, shown
 
     def _short(self):
-        """The pools without dreams that are longer than a row of practice."""
+        """The pools without dreams that are longer than a row of practice; for an empty one the other."""
         width = min(self.config.width, self.model.config.max_len)
         kept = ([(s, [e for e in es if 1 < len(e.tokens) <= width]) for s, es in pool] for pool in self.pools)
-        return [[(s, es) for s, es in pool if es] for pool in kept]
+        old, new = ([(s, es) for s, es in pool if es] for pool in kept)
+        if not old and not new:
+            raise ValueError(f"no dream is as short as sleep.imitate.width={self.config.width} tokens: raise it")
+        return old or new, new or old
 
     def stage(self, account) -> Callable[[int, Tree, Tree], tuple[Tree, dict[str, float]]]:
         """`stage(step, trainable, lesson) -> (batch, shown)` for `fit`; sampled tokens go on the account."""

@@ -65,8 +65,10 @@ def dream(
     key = rng.fold(rng.stream(world.seed, "sleep/dream"), cycle)
     share = _share_of_pairs(world.stream.birth.train)
     documents = sum(s.documents for s in past)
+    longest = min(world.config.row_length, world.model.config.max_len - world.config.answer_tokens)
+    sleeper = world.model, world.tok, params, memory
     ask = lambda who, before, quota, n: recall(  # noqa: E731
-        world.model, world.tok, params, memory, who, before, quota, share, rng.fold(key, n), config.recall
+        *sleeper, who, before, quota, share, rng.fold(key, n), config.recall, longest=longest
     )
     old = []
     with terminal.progress(len(past) + 1, f"day {cycle} · dream") as bar:
@@ -75,7 +77,7 @@ def dream(
             old.append((self_, ask(self_, past[i - 1] if i else None, quota, i)))
             bar.advance()
         if config.day_at_hand:
-            new = day_at_hand(world.model, world.tok, params, memory, awake, experience.train, config.recall)
+            new = day_at_hand(*sleeper, awake, experience.train, config.recall, longest=longest)
         else:
             new = ask(awake, past[-1], config.new_dreams, len(past))
         bar.advance()
@@ -138,7 +140,10 @@ def seed(
             score, params, memory, encoded(taught), c.row_length, c.eval_batch // 4, seed_config.prompt_weight
         )
 
-    train = lessons([*old.train, *new.train])
+    rehearsed = old.train if variant.rehearse else []
+    parts = [lessons(taught) for taught in (new.train, rehearsed) if taught]
+    train = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], [config.new_share, 1 - config.new_share])
     held_out = lessons([*old.held_out, *new.held_out])
     if variant.expand:
         key = rng.fold(rng.stream(world.seed, "sleep/expand"), cycle)
@@ -164,12 +169,15 @@ def seed(
     )
     held_out_kl = consolidate.mean_kl(objective, held_out, frozen, config.batch_rows)
     optimizer = optim.make(config.optim, config.steps)
-    batches = pipeline.batches(train, config.batch_rows, world.seed * 1000 + cycle, epochs=None)
+    batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None)
     early = Early(held_out_kl, config.validate_every, config.patience)
-    stage = practiser.stage(lambda: world.account)
-    # Nothing is learnt from the student's own samples then.
-    if seed_config.alpha == 1 and seed_config.on_policy == 0:
-        stage = lambda step, trainable, lesson: ({"lesson": lesson}, {})  # noqa: E731
+    practise = practiser.stage(lambda: world.account)
+    alone = seed_config.alpha == 1 and seed_config.on_policy == 0  # nothing is learnt from own samples then
+
+    def stage(step, trainable, rows_B):
+        lesson = jax.tree.map(lambda x: x[rows_B], train)
+        return ({"lesson": lesson}, {}) if alone else practise(step, trainable, lesson)
+
     try:
         step = steps.make(objective, optimizer)
         state, report = fit(

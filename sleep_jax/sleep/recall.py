@@ -62,6 +62,8 @@ def recall(
     share_pairs: float,
     key: Array,
     config: RecallConfig,
+    *,
+    longest: int | None = None,
 ) -> list[Dream]:
     """Dreams of one self until `quota` are kept, or the rounds are used up.
 
@@ -73,10 +75,13 @@ def recall(
     Args:
       share_pairs: share of dreams that open with <recall> (an answer, then what asks for it); the rest is
         free text.
+      longest: tokens that a dream may have, to be taught and to be asked again; None is what the model can
+        hold beside an answer.
 
     Returns:
       All dreams, kept or not, in the order they were dreamt.
     """
+    longest = longest or model.config.max_len - config.answer_max_new
     dreams: list[Dream] = []
     seen: set[Example] = set()
     kept = 0
@@ -85,7 +90,7 @@ def recall(
             break
         n = max(int((quota - kept) * config.surplus), config.batch_size // 4)
         sampled = _sample(model, tok, params, memory, self_, n, share_pairs, rng.fold(key, round_), config)
-        reasons = _judge(model, tok, params, memory, self_, before, [e for e, _ in sampled], config)
+        reasons = _judge(model, tok, params, memory, self_, before, [e for e, _ in sampled], longest, config)
         limit = _limit(sampled, dreams, reasons, quota, config)
         counts = Counter(d.example.answer for d in dreams if d.kept and d.example.prompt)
         for (example, text), reason in zip(sampled, reasons, strict=True):
@@ -139,15 +144,14 @@ def _parse(tok: Tokenizer, ids: list[int]) -> Example | None:
     return text
 
 
-def _judge(model, tok, params, memory, self_, before, examples, config) -> list[str]:
+def _fits(tok: Tokenizer, example: Example, longest: int) -> bool:
+    return not example.prompt or len(encoding.encode_answering(tok, example).tokens) <= longest
+
+
+def _judge(model, tok, params, memory, self_, before, examples, longest, config) -> list[str]:
     """The reason against each example, '' where there is none."""
-    reasons = ["" if e else "malformed" for e in examples]
-    asked = [i for i, e in enumerate(examples) if e and e.prompt]
-    width = model.config.max_len - config.answer_max_new
-    for i in list(asked):
-        if len(encoding.encode_answering(tok, examples[i]).tokens) > width:
-            reasons[i] = "malformed"
-            asked.remove(i)
+    reasons = ["" if e and _fits(tok, e, longest) else "malformed" for e in examples]
+    asked = [i for i, e in enumerate(examples) if not reasons[i] and e.prompt]
 
     def agrees(judge: Self) -> np.ndarray:
         answers = rollout.answer(
@@ -177,8 +181,15 @@ def day_at_hand(
     awake: Self,
     documents: Sequence[Example],
     config: RecallConfig,
+    *,
+    longest: int | None = None,
 ) -> list[Dream]:
-    """The day's inputs as prompts, with the awake self's own answers; the day's answers are not looked at."""
+    """The day's inputs as prompts, with the awake self's own answers; the day's answers are not looked at.
+
+    An answer that is blank, no text, or makes the dream longer than `longest` tokens (as in `recall`) cannot
+    be taught.
+    """
+    longest = longest or model.config.max_len - config.answer_max_new
     pairs = list(dict.fromkeys(e.prompt for e in documents if e.prompt))
     answers = rollout.answer(
         model,
@@ -189,8 +200,9 @@ def day_at_hand(
         max_new=config.answer_max_new,
         batch_size=config.batch_size,
     )
-    dreams = [
-        Dream(Example(p, a), awake.name, awake.knows[-1], "day", "" if a.strip() else "malformed")
-        for p, a in zip(pairs, answers, strict=True)
-    ]
+    dreams = []
+    for example in map(Example, pairs, answers):
+        whole = example.answer.strip() and "\ufffd" not in example.answer
+        reason = "" if whole and _fits(tok, example, longest) else "malformed"
+        dreams.append(Dream(example, awake.name, awake.knows[-1], "day", reason))
     return dreams + [Dream(e, awake.name, awake.knows[-1], "day", "") for e in documents if not e.prompt]

@@ -34,42 +34,40 @@ def test_rotary_scores_see_only_distances():
     assert abs(scores[3] - scores[0]) > 1e-2
 
 
-def looped_attention(q_BTHK, mask_BTS, k_BSJK, v_BSJK):
+def looped_attention(q_BTHK, mask_BTS, k_BJSK, v_BJSK):
     B, T, H, K = q_BTHK.shape
-    group = H // k_BSJK.shape[2]
+    group = H // k_BJSK.shape[1]
     y_BTHK = np.zeros(q_BTHK.shape)
     for b in range(B):
         for t in range(T):
             for h in range(H):
-                score_S = k_BSJK[b, :, h // group] @ q_BTHK[b, t, h].astype(np.float64) / np.sqrt(K)
+                score_S = k_BJSK[b, h // group] @ q_BTHK[b, t, h].astype(np.float64) / np.sqrt(K)
                 weight_S = np.exp(score_S - score_S.max()) * mask_BTS[b, t]
-                y_BTHK[b, t, h] = weight_S @ v_BSJK[b, :, h // group] / weight_S.sum()
+                y_BTHK[b, t, h] = weight_S @ v_BJSK[b, h // group] / weight_S.sum()
     return y_BTHK
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (2, 2)])
 def test_attention_is_the_loop_over_heads(heads, kv_heads):
     q_BTHK = normal(2, 3, heads, 4)
-    k_BSJK, v_BSJK = normal(2, 5, kv_heads, 4, seed=1), normal(2, 5, kv_heads, 4, seed=2)
+    k_BJSK, v_BJSK = normal(2, kv_heads, 5, 4, seed=1), normal(2, kv_heads, 5, 4, seed=2)
     mask_BTS = np.random.default_rng(3).random((2, 3, 5)) < 0.6
     mask_BTS[..., 1] = True
-    wanted = looped_attention(q_BTHK, mask_BTS, k_BSJK, v_BSJK)
-    run = jax.jit(attend)
-    whole = run(q_BTHK, mask_BTS, (k_BSJK, v_BSJK))
-    np.testing.assert_allclose(whole, wanted, rtol=1e-5, atol=1e-6)
-    split = run(q_BTHK, mask_BTS, (k_BSJK[:, :3], v_BSJK[:, :3]), (k_BSJK[:, 3:], v_BSJK[:, 3:]))
-    np.testing.assert_allclose(split, wanted, rtol=1e-5, atol=1e-6)
+    wanted = looped_attention(q_BTHK, mask_BTS, k_BJSK, v_BJSK)
+    np.testing.assert_allclose(
+        jax.jit(attend)(q_BTHK, mask_BTS, k_BJSK, v_BJSK), wanted, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_query_that_sees_nothing_gives_numbers():
-    k_BSJK, v_BSJK = normal(1, 5, 1, 4), normal(1, 5, 1, 4, seed=1)
-    y = attend(normal(1, 1, 2, 4), np.zeros((1, 1, 5), bool), (k_BSJK, v_BSJK))
-    np.testing.assert_allclose(y[0, 0], np.tile(v_BSJK[0].mean(0), (2, 1)), rtol=1e-5)
+    k_BJSK, v_BJSK = normal(1, 1, 5, 4), normal(1, 1, 5, 4, seed=1)
+    y_BTHK = attend(normal(1, 1, 2, 4), np.zeros((1, 1, 5), bool), k_BJSK, v_BJSK)
+    np.testing.assert_allclose(y_BTHK[0, 0], np.tile(v_BJSK[0, 0].mean(0), (2, 1)), rtol=1e-5)
 
 
 def test_half_precision_keeps_its_softmax_in_float32():
-    q, k = normal(1, 1, 1, 4).astype(jnp.bfloat16), normal(1, 2, 1, 4).astype(jnp.bfloat16)
-    traced = jax.make_jaxpr(lambda q: attend(q, np.ones((1, 1, 2), bool), (k, k)))(q)
+    q, k = normal(1, 1, 1, 4).astype(jnp.bfloat16), normal(1, 1, 2, 4).astype(jnp.bfloat16)
+    traced = jax.make_jaxpr(lambda q: attend(q, np.ones((1, 1, 2), bool), k, k))(q)
     assert ":f32[1,1,1,1,2] = exp" in str(traced)
     assert traced.out_avals[0].dtype == jnp.bfloat16
 
@@ -105,14 +103,14 @@ def test_width_sliced_levels_partition_the_units_and_sum_to_the_whole(tiny):
     level_F = memory_lib.levels(model.config, model.memory_config)[0]
     assert sorted(np.unique(level_F)) == [-1, 0, 1, 2]
     params, x_BTD = mlp(16, 24), normal(2, 3, 16)
-    slices = [
-        {"gate_NDF": params["gate_NDF"][:, own], "up_NDF": params["up_NDF"][:, own], "down_NFD": params["down_NFD"][own]}
-        for own in (level_F == level for level in range(-1, 3))
-    ]  # fmt: skip
+    units = {"gate_NDF": 1, "up_NDF": 1, "down_NFD": 0}
+    masks = [level_F == level for level in range(-1, 3)]
+    slices = [{k: np.compress(own, params[k], axis) for k, axis in units.items()} for own in masks]
     whole = swiglu(params, x_BTD)
     np.testing.assert_allclose(sum(swiglu(p, x_BTD) for p in slices), whole, rtol=1e-5, atol=1e-5)
     gate, up = (np.asarray(x_BTD @ params[k], np.float64) for k in ("gate_NDF", "up_NDF"))
-    np.testing.assert_allclose(whole, gate / (1 + np.exp(-gate)) * up @ params["down_NFD"], rtol=1e-4, atol=1e-4)
+    wanted = gate / (1 + np.exp(-gate)) * up @ params["down_NFD"]
+    np.testing.assert_allclose(whole, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_fast_deltas_are_added_before_the_cast():

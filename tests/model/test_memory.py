@@ -254,6 +254,7 @@ def test_a_cleared_slot_is_as_if_it_had_never_been_open(model, run, grown):
 def test_the_resting_self_is_the_self_with_empty_fast_memory(model, run, grown):
     params, memory = grown(model)
     rest = run(params, memory_lib.rest(memory), tokens(B, T))
-    np.testing.assert_array_equal(run(params, memory_lib.forget_day(memory), tokens(B, T)).logits_BTV, rest.logits_BTV)
+    empty = run(params, memory_lib.forget_day(memory), tokens(B, T))
+    np.testing.assert_array_equal(empty.logits_BTV, rest.logits_BTV)
     assert np.abs(run(params, memory, tokens(B, T)).logits_BTV - rest.logits_BTV).max() > 0.05
     chex.assert_trees_all_equal(memory_lib.forget_day(memory).bank, memory.bank)

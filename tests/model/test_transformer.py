@@ -21,7 +21,9 @@ def tokens(*shape, seed=0):
 
 def logits(model):
     """Jitted `(params, memory, tokens_BT, **where) -> logits_BTV`."""
-    return jax.jit(lambda params, memory, tokens_BT, **w: model.apply(params, tokens_BT, memory=memory, **w).logits_BTV)
+    return jax.jit(
+        lambda params, memory, x, **where: model.apply(params, x, memory=memory, **where).logits_BTV
+    )
 
 
 def opened(memory, *slots):
@@ -117,7 +119,8 @@ def test_without_open_slots_and_deltas_the_bits_are_those_of_the_plain_decoder(d
 def test_a_model_without_a_bank_tells_no_routes(tiny, grown):
     model = tiny()
     params, memory = grown(model)
-    out = jax.eval_shape(lambda m: model.apply(params, tokens(1, 4), memory=m), Memory(memory.fast, None, None))
+    fast_alone = Memory(memory.fast, None, None)
+    out = jax.eval_shape(lambda m: model.apply(params, tokens(1, 4), memory=m), fast_alone)
     assert out.routes_BTLE is None and out.logits_BTV.shape == (1, 4, 40)
 
 
@@ -135,7 +138,7 @@ def test_a_token_changes_nothing_before_it(tiny, grown):
 
 
 def packed(parts):
-    """One row of the parts one after the other, its segments and positions, and a padding token at the end."""
+    """One row of the parts one after the other and a padding token, with its segments and positions."""
     segments = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(parts)] + [[0]])
     positions = np.concatenate([np.arange(len(p)) for p in parts] + [[0]])
     row = np.concatenate([*parts, [0]]).astype(np.int32)
@@ -151,7 +154,7 @@ def test_packed_rows_are_their_parts_and_segments_are_islands(tiny, grown):
     together = run(params, memory, row, **where)
     start = 0
     for part in parts:
-        alone = run(params, memory, np.pad(part, (0, 5 - len(part)))[None])  # causal: padding behind is unseen
+        alone = run(params, memory, np.pad(part, (0, 5 - len(part)))[None])  # padding behind is not seen
         end = start + len(part)
         np.testing.assert_allclose(together[0, start:end], alone[0, : len(part)], rtol=1e-4, atol=1e-5)
         start = end
@@ -185,8 +188,8 @@ def test_birth_draws_every_layer_anew_with_variance_one_over_fan_in(tiny):
     model = tiny(width=32, ff=48, head_size=16, **QWEN_LIKE)
     params = jax.jit(model.init)(jax.random.key(0))
     table = trees.named(params)
-    fan_in = {"q_NDHK": 32, "k_NDJK": 32, "v_NDJK": 32, "o_NHKD": 64, "gate_NDF": 32, "up_NDF": 32, "down_NFD": 48}
-    fan_in |= {"embed_VD": 32, "head_DV": 32}
+    fan_in = {"q_NDHK": 32, "k_NDJK": 32, "v_NDJK": 32, "o_NHKD": 64, "embed_VD": 32, "head_DV": 32}
+    fan_in |= {"gate_NDF": 32, "up_NDF": 32, "down_NFD": 48}
     for path, x in table.items():
         name = path.rsplit("/", 1)[-1]
         if name in fan_in:

@@ -1,0 +1,56 @@
+import pytest
+
+from sleep_jax import evals
+from sleep_jax.data.stream import Example
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("The  Cat, sat!", "cat sat"),
+        ("a man\n an apple\tthe end", "man apple end"),
+        ("theatre anthem another", "theatre anthem another"),  # articles are words, not letters
+        ("It's 3.5-fold", "its 35fold"),
+        ("ÉCOLE", "école"),
+        ("A.", ""),  # punctuation goes first, then what is left is an article
+        ("", ""),
+    ],
+)
+def test_normalising_is_squads(text, wanted):
+    assert evals.normalise(text) == wanted
+    assert evals.normalise(wanted) == wanted
+
+
+def test_answers_match_after_normalisation_and_raw_where_it_leaves_nothing():
+    expected = ["Oslo", "the  Oslo!", "Oslo", "the", "the", "!?"]
+    answers = ["oslo.", "OSLO", "Bergen", "the ", "a", "?!"]
+    found = evals.matches(answers, expected)
+    assert found.dtype == bool and found.tolist() == [True, True, False, True, False, False]
+    assert evals.matches([], []).shape == (0,)
+    with pytest.raises(ValueError):
+        evals.matches(["one"], ["one", "two"])
+
+
+def probes(*answers):
+    return [Example(f"question {a}", a) for a in answers]
+
+
+def test_accuracies_are_of_each_set_with_all_asked_at_once():
+    asked = []
+
+    def answerer(examples):
+        asked.append(examples)
+        return [e.prompt.removeprefix("question ").replace("wrong", "right") for e in examples]
+
+    sets = [probes("one", "wrong 1"), probes("two"), probes("wrong 2", "wrong 3", "three", "four")]
+    assert evals.accuracies(answerer, sets) == [0.5, 1.0, 0.5]
+    assert asked == [[p for s in sets for p in s]]
+    assert [evals.accuracy(answerer, s) for s in sets] == [0.5, 1.0, 0.5]
+    assert type(evals.accuracy(answerer, sets[0])) is float
+
+
+def test_nothing_to_ask_is_an_error():
+    with pytest.raises(ValueError, match="no probes"):
+        evals.accuracy(lambda examples: [], [])
+    with pytest.raises(ValueError, match="no probes"):
+        evals.accuracies(lambda examples: ["x"] * len(examples), [probes("one"), []])

@@ -1,0 +1,132 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sleep_jax import rng, rollout
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.model.config import ModelConfig
+from sleep_jax.types import Memory, Model, Rollout
+
+KEY = jax.random.key(0)
+OPTIONS = {"max_new": 5, "temperature": 0.9}
+
+
+@pytest.fixture(scope="module")
+def self_(tiny, grown):
+    model = tiny(layers=1)
+    return model, *grown(model)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    lengths = np.array([3, 6, 1, 6, 2], np.int32)
+    tokens = np.random.default_rng(0).integers(3, 40, (5, 6)).astype(np.int32)
+    return np.where(np.arange(6) < lengths[:, None], tokens, 0), lengths
+
+
+MASKS = np.random.default_rng(1).random((5, 2, 3)) < 0.5
+
+
+@pytest.fixture(scope="module")
+def whole(self_, prompts):
+    return rollout.generate(*self_, prompts, KEY, batch_size=5, active=MASKS, **OPTIONS)
+
+
+def test_texts_do_not_depend_on_the_batch_size(self_, prompts, whole):
+    tokens, lengths = prompts
+    assert isinstance(whole.tokens_BT, np.ndarray) and whole.tokens_BT.shape == (5, 16 + 5)
+    assert (np.unique(whole.tokens_BT, axis=0).shape[0]) == 5
+    split = rollout.generate(*self_, prompts, KEY, batch_size=2, active=MASKS, **OPTIONS)
+    np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
+    np.testing.assert_array_equal(split.length_B, whole.length_B)
+    np.testing.assert_allclose(split.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
+    for row, prompt, n in zip(whole.tokens_BT, tokens, lengths, strict=True):
+        assert row[:n].tolist() == prompt[:n].tolist()
+
+
+def test_a_row_samples_with_its_own_key_and_its_own_mask(self_, prompts, whole):
+    model, params, memory = self_
+    tokens, lengths = prompts
+    tokens = np.pad(tokens, ((0, 0), (0, 10)))
+    keys, memory = rng.per_row(KEY, 5), memory_lib.with_active(memory, MASKS)
+    direct = jax.jit(lambda m: model.decode(params, tokens, lengths, keys, memory=m, **OPTIONS))
+    np.testing.assert_array_equal(direct(memory).tokens_BT, whole.tokens_BT)
+
+
+def test_the_memorys_own_mask_holds_where_none_is_given(self_, prompts):
+    model, params, memory = self_
+    own = memory_lib.with_active(memory, MASKS[0])
+    masks = MASKS[[0] * 5]
+    told = rollout.generate(model, params, memory, prompts, KEY, batch_size=5, active=masks, **OPTIONS)
+    silent = rollout.generate(model, params, own, prompts, KEY, batch_size=5, **OPTIONS)
+    np.testing.assert_array_equal(told.tokens_BT, silent.tokens_BT)
+
+
+def test_no_prompt_is_an_error(self_):
+    with pytest.raises(ValueError, match="no prompt"):
+        rollout.generate(*self_, rollout.padded([], 4), KEY, batch_size=2, **OPTIONS)
+
+
+def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(self_):
+    full = rollout.generate(*self_, rollout.padded([[5] * 27, [6] * 20]), KEY, batch_size=2, **OPTIONS)
+    assert full.tokens_BT.shape == (2, 32)
+    with pytest.raises(ValueError, match="28 tokens plus 5 new ones exceed model.max_len=32"):
+        rollout.generate(*self_, rollout.padded([[5] * 28]), KEY, batch_size=1, **OPTIONS)
+
+
+def test_padding_and_completions_are_inverse_enough():
+    tokens, lengths = rollout.padded([[1, 2, 3], [4], []])
+    assert tokens.tolist() == [[1, 2, 3], [4, 0, 0], [0, 0, 0]] and lengths.tolist() == [3, 1, 0]
+    assert tokens.dtype == lengths.dtype == np.int32
+    assert rollout.padded([[1]], 4)[0].tolist() == [[1, 0, 0, 0]]
+    said = Rollout(
+        tokens_BT=np.array([[1, 7, 2, 0], [1, 1, 1, 9]]), logps_BT=None, sampled_BT=None,
+        length_B=np.array([3, 4]), ended_B=None,
+    )  # fmt: skip
+    assert rollout.completions(said, np.array([1, 3])) == [[7, 2], [9]]
+
+
+# Answers, from a stand-in network that repeats the second token of its prompt and says how many slots are open.
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return Tokenizer.train([" red green blue white black zero one two three"] * 3, 320)
+
+
+@pytest.fixture(scope="module")
+def parrot(tok):
+    widths = []
+    numbers = jnp.array([tok.encode(f" {n}")[0] for n in ("zero", "one", "two", "three")])
+
+    def decode(params, prompts_BT, lengths_B, keys_B, *, memory, max_new, temperature):
+        assert temperature == 0
+        B, T = prompts_BT.shape
+        widths.append((B, T))
+        open_B = jnp.broadcast_to(memory.active_LE, (B, 2, 3)).sum((1, 2))
+        said_BT = jnp.stack([prompts_BT[:, 1], numbers[open_B], jnp.full(B, tok.eos)], axis=1)
+        tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)))
+        put = jax.vmap(lambda row, said, n: jax.lax.dynamic_update_slice(row, said, (n,)))
+        tokens_BT = put(tokens_BT, said_BT, lengths_B)
+        zeros_BT = jnp.zeros(tokens_BT.shape)
+        return Rollout(tokens_BT, zeros_BT, zeros_BT, lengths_B + 3, lengths_B > 0)
+
+    return Model(ModelConfig(max_len=64), None, None, None, None, None, decode), widths
+
+
+def test_answers_come_in_the_order_of_the_questions(tok, parrot):
+    model, widths = parrot
+    words = [f" {w}" for w in ("red", "green", "blue", "white", "black")]
+    assert all(len(tok.encode(w)) == 1 for w in words)
+    lengths = [2, 30, 1, 17, 3]
+    questions = [Example((w * n).strip(), "?") for w, n in zip(words, lengths, strict=True)]
+    masks = np.zeros((5, 2, 3), bool)
+    masks[0, 0, :2] = masks[3, 1, :] = masks[4, 0, 1] = True
+    memory = Memory(None, None, np.zeros((2, 3), bool))
+    answers = rollout.answer(model, tok, {}, memory, questions, max_new=4, batch_size=2, active=masks)
+    assert answers == ["red two", "green zero", "blue zero", "white three", "black one"]
+    assert sorted(set(widths)) == [(2, 16), (2, 32)], "short prompts are not padded to the longest"
+    assert rollout.answer(model, tok, {}, memory, [], max_new=4, batch_size=2) == []
