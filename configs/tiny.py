@@ -1,6 +1,7 @@
 """Three days among invented people, on a laptop.
 
-Claim: Sleep keeps what it was born with and learns most of what joint training learns; sequential fine-tuning forgets.
+Claim: Sleep keeps what it was born with and learns most of what joint training learns; sequential
+fine-tuning forgets.
 Cost: minutes on 2 CPU cores, birth included.
 Command: python -m launch.main
 Number: see the README; printed at the end and written to runs/tiny/report.html.

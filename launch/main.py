@@ -9,8 +9,12 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "what to live, and how", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", "runs/tiny", "where everything is written; the same directory resumes")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/tiny.py", "what to live, and how", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/tiny", "where everything is written; the same directory resumes"
+)
 
 
 def parse(argv):
@@ -18,7 +22,9 @@ def parse(argv):
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"--config.KEY=VALUE: {error.args[0] if error.args else error} (configs/base.py lists every key)")
+        sys.exit(
+            f"--config.KEY=VALUE: {error.args[0] if error.args else error} (configs/base.py lists every key)"
+        )
 
 
 def main(argv):

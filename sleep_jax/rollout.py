@@ -13,7 +13,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.types import Array, Memory, Model, Rollout, Tree
 
-WIDTH = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
+WIDTH = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 
 
 @functools.lru_cache(maxsize=64)

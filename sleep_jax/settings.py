@@ -48,6 +48,13 @@ class SleepConfig:
     optim: OptimConfig = OptimConfig(lr=3e-3)
 
     def __post_init__(self):
+        if self.day_in_context and not self.day_at_hand:
+            raise ValueError(
+                f"sleep.day_in_context={self.day_in_context} puts the day's text before the teacher, but "
+                "sleep.day_at_hand=False says that it is gone at night: set one of them otherwise"
+            )
+        if not 0 < self.new_share < 1:
+            raise ValueError(f"sleep.new_share={self.new_share} is not in (0, 1)")
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
 
@@ -115,7 +122,7 @@ class Config:
 
 
 def load(values: Mapping[str, Any]) -> Config:
-    """A Config from nested mappings such as a ConfigDict.
+    """A Config from nested mappings, such as `ConfigDict.to_dict()`; what they leave out keeps its default.
 
     Raises:
       ValueError: an unknown key (naming the nearest known one), a value of another type, or one out of range.

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleep_jax import rng, rollout
+from sleep_jax import rollout
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -47,15 +47,6 @@ def test_texts_do_not_depend_on_the_batch_size(self_, prompts, whole):
         assert row[:n].tolist() == prompt[:n].tolist()
 
 
-def test_a_row_samples_with_its_own_key_and_its_own_mask(self_, prompts, whole):
-    model, params, memory = self_
-    tokens, lengths = prompts
-    tokens = np.pad(tokens, ((0, 0), (0, 10)))
-    keys, memory = rng.per_row(KEY, 5), memory_lib.with_active(memory, MASKS)
-    direct = jax.jit(lambda m: model.decode(params, tokens, lengths, keys, memory=m, **OPTIONS))
-    np.testing.assert_array_equal(direct(memory).tokens_BT, whole.tokens_BT)
-
-
 def test_the_memorys_own_mask_holds_where_none_is_given(self_, prompts):
     model, params, memory = self_
     own = memory_lib.with_active(memory, MASKS[0])
@@ -70,9 +61,7 @@ def test_no_prompt_is_an_error(self_):
         rollout.generate(*self_, rollout.padded([], 4), KEY, batch_size=2, **OPTIONS)
 
 
-def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(self_):
-    full = rollout.generate(*self_, rollout.padded([[5] * 27, [6] * 20]), KEY, batch_size=2, **OPTIONS)
-    assert full.tokens_BT.shape == (2, 32)
+def test_prompts_that_leave_no_room_are_an_error(self_):
     with pytest.raises(ValueError, match="28 tokens plus 5 new ones exceed model.max_len=32"):
         rollout.generate(*self_, rollout.padded([[5] * 28]), KEY, batch_size=1, **OPTIONS)
 
@@ -89,7 +78,7 @@ def test_padding_and_completions_are_inverse_enough():
     assert rollout.completions(said, np.array([1, 3])) == [[7, 2], [9]]
 
 
-# Answers, from a stand-in network that repeats the second token of its prompt and says how many slots are open.
+# Answers, from a stand-in that repeats the second token of its prompt and says how many slots are open.
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +106,16 @@ def parrot(tok):
     return Model(ModelConfig(max_len=64), None, None, None, None, None, decode), widths
 
 
+def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(parrot):
+    model, _ = parrot
+    memory, prompts = Memory(None, None, np.zeros((2, 3), bool)), rollout.padded([[5] * 58, [6] * 20])
+    full = rollout.generate(model, {}, memory, prompts, KEY, batch_size=2, max_new=5, temperature=0.0)
+    assert full.tokens_BT.shape == (2, 64)
+
+
 def test_answers_come_in_the_order_of_the_questions(tok, parrot):
     model, widths = parrot
+    widths.clear()
     words = [f" {w}" for w in ("red", "green", "blue", "white", "black")]
     assert all(len(tok.encode(w)) == 1 for w in words)
     lengths = [2, 30, 1, 17, 3]

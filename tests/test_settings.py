@@ -20,7 +20,8 @@ def test_values_arrive_where_they_belong():
             "seed": 7,
             "method": "sleep,sequential",
             "memory": {"periods": [64, 128], "reading": "width"},
-            "sleep": {"margin": 1, "day_at_hand": False, "optim": {"lr": 0.5}},
+            "birth": {"optim": {"lr": 0.5}},
+            "sleep": {"margin": 1, "day_at_hand": False, "optim": {"clip": 2}},
             "wake": {"lr": 0.25},
         }
     )
@@ -28,13 +29,13 @@ def test_values_arrive_where_they_belong():
     assert config.memory.periods == (64, 128) and isinstance(config.memory.periods, tuple)
     assert config.memory.reading == "width" and config.sleep.day_at_hand is False
     assert config.sleep.margin == 1.0 and isinstance(config.sleep.margin, float)
-    assert config.sleep.optim == OptimConfig(
-        lr=0.5
-    )  # of a group that is named, every other key is the group's own
+    # What a group leaves out keeps the default of that very group: birth decays its weights, others do not.
+    assert config.birth.optim == OptimConfig(lr=0.5, weight_decay=0.1)
+    assert config.sleep.optim == OptimConfig(lr=3e-3, clip=2.0)
     assert config.wake.lr == (0.25,)
-    untouched = {"seed", "method", "memory", "sleep", "wake"}
+    touched = {"seed", "method", "memory", "birth", "sleep", "wake"}
     for field in dataclasses.fields(Config):
-        if field.name not in untouched:
+        if field.name not in touched:
             assert getattr(config, field.name) == getattr(Config(), field.name)
     hash(config)
 

@@ -10,7 +10,7 @@ import pytest
 from sleep_jax import losses, steps, trees
 from sleep_jax.ops.masked import masked_mean
 from sleep_jax.partition import MeshConfig, Partitioner
-from sleep_jax.types import Batch, Mean, Objective, TrainState
+from sleep_jax.types import Batch, Mean, Memory, Objective, TrainState
 
 KEY = jax.random.key(0)
 
@@ -110,11 +110,15 @@ def model(tiny):
     return tiny(heads=8, kv_heads=8, head_size=2)
 
 
+def awake(self_):
+    params, memory = self_
+    return params, Memory(memory.fast, None, None)
+
+
 @pytest.fixture(scope="module")
 def trained(model, grown):
-    """`trained(partitioner, micro_batches) -> (state, metrics)` after one step, all slots and levels open."""
-    params, memory = grown(model)
-    memory = jax.tree.map(lambda x: x | True if x.dtype == bool else x, memory)
+    """`trained(partitioner, micro_batches) -> (state, metrics)` after one step, fast memory open."""
+    params, memory = awake(grown(model))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2, eps=1e-3))
 
     def run(partitioner, micro_batches=1):
@@ -131,33 +135,26 @@ def single(trained):
     return trained(Partitioner(MeshConfig(), jax.devices()[:1]))
 
 
-MESHES = [
-    MeshConfig(),
-    MeshConfig(fsdp=8),
-    MeshConfig(model=8),
-    MeshConfig(data=2, fsdp=2, model=2),
-    MeshConfig(mode="map"),
-]
+MESHES = {
+    "data": (MeshConfig(), 1),
+    "fsdp": (MeshConfig(fsdp=8), 1),
+    "model": (MeshConfig(model=8), 1),
+    "mixed": (MeshConfig(data=2, fsdp=2, model=2), 1),
+    "mapped and micro-batched": (MeshConfig(mode="map"), 2),
+}
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=lambda c: f"{c.data},{c.fsdp},{c.model},{c.mode}")
-def test_every_mesh_takes_the_step_of_a_single_device(mesh, trained, single, model, grown):
-    state, metrics = trained(Partitioner(mesh))
+@pytest.mark.parametrize("mesh, micro_batches", MESHES.values(), ids=MESHES)
+def test_every_mesh_takes_the_step_of_a_single_device(mesh, micro_batches, trained, single, model, grown):
+    state, metrics = trained(Partitioner(mesh), micro_batches)
     chex.assert_trees_all_close(metrics, single[1], rtol=1e-4)
     chex.assert_trees_all_close(state, single[0], rtol=1e-3, atol=1e-4)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, jax.device_get(grown(model)[0]))
     assert min(jax.tree.leaves(moved)) > 1e-3
 
 
-def test_micro_batches_on_eight_devices_take_that_step_too(trained, single):
-    state, metrics = trained(Partitioner(MeshConfig(mode="map")), 2)
-    chex.assert_trees_all_close((state, metrics), single, rtol=1e-3, atol=1e-4)
-
-
 def test_the_loss_is_the_mean_over_counting_targets(model, grown, single):
-    params, memory = grown(model)
-    memory = jax.tree.map(lambda x: x | True if x.dtype == bool else x, memory)
-    batch = packed()
+    (params, memory), batch = awake(grown(model)), packed()
     where = {"segments_BT": batch.segments_BT, "positions_BT": batch.positions_BT}
     out = jax.jit(functools.partial(model.apply, **where))(params, batch.tokens_BT, memory=memory)
     logits_BTV = np.asarray(out.logits_BTV, np.float64)

@@ -85,7 +85,7 @@ OWNED = {
 
 
 def literal(token_losses, fast, chunks, owned, lr, clip):
-    """Eq. 2 token by token in float64: every level counts its tokens and is written when its period is over."""
+    """Eq. 2 token by token in float64: a level counts its tokens and is written when its period is over."""
     theta = {k: np.asarray(x, np.float64) for k, x in fast.items()}
     pending = [{k: np.zeros_like(theta[k][own[k]]) for k in own} for own in owned]
     counted, writes, i, history, losses, clipped = [0] * 3, [0] * 3, 0, [], [], set()

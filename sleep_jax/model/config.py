@@ -66,6 +66,7 @@ class MemoryConfig:
     static_share: float = 0.0  # share of layers (or slices) that no fast level owns
     slow_levels: int = 1  # L, banks of expert slots, fastest first
     slots: int = 6  # E, physical slots per bank; the last free one is kept for merging
+    first_layer: int = 0  # lowest layer whose slots are used; below it the slow levels have none
     rank: int = 64  # R, hidden width of an expert
     expert_scale: float = 2.0  # alpha / R
 

@@ -38,7 +38,8 @@ class Block(nn.Module):
             keys_B = shared.get("random_keys_B")
             if keys_B is not None:
                 keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer["index"])
-            gates_BTLE = memory_lib.route(logits_BTLE, shared["active"], keys_B)
+            active = shared["active"] & (layer["index"] >= self.memory_config.first_layer)
+            gates_BTLE = memory_lib.route(logits_BTLE, active, keys_B)
             y_BTD = y_BTD + memory_lib.experts(h_BTD, bank, gates_BTLE, self.memory_config.expert_scale)
         return x_BTD + y_BTD, {"kv": kv, "gates_BTLE": gates_BTLE}
 

@@ -150,7 +150,7 @@ def encode(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> list[encodi
         if dream.example.prompt:
             encoded.append(encoding.encode_answering(tok, dream.example, max_len))
             recalled = encoding.encode_recalling(tok, dream.example, max_len)
-            # All of it counts as a prompt: recalling serves the dreams to come, and must not outweigh the answers.
+            # All of it counts as a prompt: recalling serves later dreams, and must not outweigh answers.
             encoded.append(dataclasses.replace(recalled, prompt_length=len(recalled.tokens)))
         else:
             encoded.extend(encoding.encode_text(tok, dream.example.answer, max_len))
@@ -193,6 +193,50 @@ def lessons(
             hidden.append(np.asarray(score(params, seen, *(x[index] for x in fields))))
         parts.append(Lesson(rows, np.concatenate(hidden)[:n]))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def lessons_in_context(
+    score,
+    params: Tree,
+    memory: Memory,
+    context: Sequence[int],
+    encoded: Sequence[encoding.Encoded],
+    row_length: int,
+    max_len: int,
+    batch_size: int,
+    prompt_weight: float,
+) -> Lesson:
+    """Sequences taught by a self that has the day's text before each of them (level 0 feeding level 1).
+
+    One sequence per row: the teacher alone reads what stands before it; the student gets the sequence and
+    the teacher's hidden states of it.
+
+    Raises:
+      ValueError: context and row do not fit the model.
+    """
+    width = len(context)
+    if width + row_length > max_len:
+        raise ValueError(
+            f"{width} tokens of context (sleep.day_in_context) and row_length={row_length} exceed "
+            f"model.max_len={max_len}: put fewer documents into the context or raise model.max_len"
+        )
+    rows = jax.tree.map(
+        lambda *xs: np.concatenate(xs),
+        *(packing.pack([e], row_length, weight_prompt=prompt_weight)[0] for e in encoded),
+    )
+    n = len(rows.tokens_BT)
+    before = np.broadcast_to(np.asarray(context, np.int32), (n, width))
+    tokens = np.concatenate([before, rows.tokens_BT], axis=1)
+    segments = np.concatenate([np.ones_like(before), rows.segments_BT], axis=1)
+    positions = np.concatenate(
+        [np.broadcast_to(np.arange(width), before.shape), rows.positions_BT + width], axis=1
+    )
+    hidden = []
+    for start in range(0, n, batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), n - 1)
+        fields = (x[index].astype(np.int32) for x in (tokens, segments, positions))
+        hidden.append(np.asarray(score(params, memory, *fields))[:, width:])
+    return Lesson(rows, np.concatenate(hidden)[:n])
 
 
 def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int) -> Callable[[Tree], float]:

@@ -229,7 +229,7 @@ class Practiser:
         kept = ([(s, [e for e in es if 1 < len(e.tokens) <= width]) for s, es in pool] for pool in self.pools)
         old, new = ([(s, es) for s, es in pool if es] for pool in kept)
         if not old and not new:
-            raise ValueError(f"no dream is as short as sleep.imitate.width={self.config.width} tokens: raise it")
+            raise ValueError(f"no dream fits into the {width} tokens of sleep.imitate.width: raise it")
         return old or new, new or old
 
     def stage(self, account) -> Callable[[int, Tree, Tree], tuple[Tree, dict[str, float]]]:

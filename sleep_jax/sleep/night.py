@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import evals, metrics, optim, rng, rollout, steps, terminal, trees
-from sleep_jax.data import pipeline
+from sleep_jax.data import encoding, pipeline
 from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import Early, World, fit
 from sleep_jax.model import memory as memory_lib
@@ -114,6 +114,7 @@ def seed(
     new: Taught,
     config: SleepConfig,
     variant: Variant,
+    context: Sequence[int] = (),
 ) -> Seeding:
     """Knowledge Seeding of one slot (or, without expansion, of the MLP weights).
 
@@ -123,6 +124,7 @@ def seed(
       student: the memory that the slot joins.
       place: level and index of the slot.
       old, new: dreams of the past and of the day, each with its teachers.
+      context: tokens of the day; reading them first, the awake self teaches the day once more.
     """
     c, model, tok = world.config, world.model, world.tok
     score = consolidate.scorer(model)
@@ -142,6 +144,20 @@ def seed(
 
     rehearsed = old.train if variant.rehearse else []
     parts = [lessons(taught) for taught in (new.train, rehearsed) if taught]
+    if context:
+        (awake, dreams), *_ = new.train
+        told = consolidate.lessons_in_context(
+            score,
+            params,
+            selves.seen_by(memory, awake),
+            context,
+            consolidate.encode(tok, dreams, c.row_length),
+            c.row_length,
+            model.config.max_len,
+            c.eval_batch // 4,
+            seed_config.prompt_weight,
+        )
+        parts[0] = jax.tree.map(lambda *xs: np.concatenate(xs), parts[0], told)
     train = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], [config.new_share, 1 - config.new_share])
     held_out = lessons([*old.held_out, *new.held_out])
@@ -264,7 +280,8 @@ def run(
     resting = memory_lib.rest(memory)
     place = (0, free_slots(memory, 0)[0])
     student = resting if variant.mask_fast_before_seed else memory
-    seeding = seed(world, name, cycle, params, memory, student, place, old, new, config, variant)
+    context = _days_text(world, experience, cycle, config.day_in_context)
+    seeding = seed(world, name, cycle, params, memory, student, place, old, new, config, variant, context)
     slept = memory_lib.forget_day(dataclasses.replace(seeding.memory, fast=memory.fast))
 
     before = agreement(world, params, resting, old.held_out)
@@ -284,6 +301,16 @@ def run(
         ]
     night = metrics.Night(cycle, experience.name, "committed")
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
+
+
+def _days_text(world: World, experience: Experience, cycle: int, count: int) -> list[int]:
+    """Tokens of `count` random documents of the day, one after the other."""
+    if not count:
+        return []
+    draw = np.random.default_rng([world.seed, cycle])
+    chosen = draw.permutation(len(experience.train))[:count]
+    encoded = encoding.encode(world.tok, [experience.train[i] for i in chosen], world.config.row_length)
+    return [int(t) for e in encoded for t in e.tokens]
 
 
 @dataclasses.dataclass

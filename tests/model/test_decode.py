@@ -62,7 +62,7 @@ SCRIPT = np.array(
 
 
 def scripted(calls, script=SCRIPT):
-    """A network whose keys are the tokens; each call is kept as (position_B, mask_BS, the keys_BS it reads)."""
+    """A network whose keys are the tokens; each call is kept as (position_B, mask_BS, key_BS)."""
 
     def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
         assert random_keys_B is None

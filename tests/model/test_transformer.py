@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -19,11 +20,14 @@ def tokens(*shape, seed=0):
     return np.random.default_rng(seed).integers(3, 40, shape).astype(np.int32)
 
 
+@functools.cache
+def jitted(model):
+    """`(params, memory, tokens_BT, **where) -> Output`, compiled once for all tests."""
+    return jax.jit(lambda params, memory, x, **where: model.apply(params, x, memory=memory, **where))
+
+
 def logits(model):
-    """Jitted `(params, memory, tokens_BT, **where) -> logits_BTV`."""
-    return jax.jit(
-        lambda params, memory, x, **where: model.apply(params, x, memory=memory, **where).logits_BTV
-    )
+    return lambda *args, **where: np.asarray(jitted(model)(*args, **where).logits_BTV)
 
 
 def opened(memory, *slots):
@@ -92,14 +96,14 @@ def test_logits_are_those_of_a_decoder_written_in_numpy(settings, tiny, grown):
     model = tiny(**settings)
     params, memory = grown(model)
     memory = opened(memory, (0, 0), (0, 2), (1, 1))
-    tokens_BT = tokens(2, T)
-    out = jax.jit(lambda p, m, x: model.apply(p, x, memory=m))(params, memory, tokens_BT)
+    tokens_BT = tokens(B, T)
+    out = jitted(model)(params, memory, tokens_BT)
     reference = Reference(model, params, memory)
     for row, tokens_T in zip(out.logits_BTV, tokens_BT, strict=True):
         np.testing.assert_allclose(row, reference.logits(tokens_T), rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(model.unembed(params, out.hidden_BTD), out.logits_BTV, rtol=1e-4, atol=1e-5)
     routes_BTLE = np.asarray(out.routes_BTLE)
-    assert routes_BTLE.shape == (2, T, 2, 3) and set(np.unique(routes_BTLE)) == {0.0, 0.5, 1.0}
+    assert routes_BTLE.shape == (B, T, 2, 3) and set(np.unique(routes_BTLE)) == {0.0, 0.5, 1.0}
     assert not routes_BTLE[..., ~np.asarray(memory.active_LE)].any()
 
 
@@ -138,10 +142,11 @@ def test_a_token_changes_nothing_before_it(tiny, grown):
 
 
 def packed(parts):
-    """One row of the parts one after the other and a padding token, with its segments and positions."""
-    segments = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(parts)] + [[0]])
-    positions = np.concatenate([np.arange(len(p)) for p in parts] + [[0]])
-    row = np.concatenate([*parts, [0]]).astype(np.int32)
+    """One row of the parts one after the other and padding to 13 tokens, with its segments and positions."""
+    padding = np.zeros(13 - sum(map(len, parts)), int)
+    segments = np.concatenate([*(np.full(len(p), i + 1) for i, p in enumerate(parts)), padding])
+    positions = np.concatenate([*(np.arange(len(p)) for p in parts), padding])
+    row = np.concatenate([*parts, padding]).astype(np.int32)
     return row[None], {"segments_BT": segments[None], "positions_BT": positions[None]}
 
 
@@ -154,7 +159,7 @@ def test_packed_rows_are_their_parts_and_segments_are_islands(tiny, grown):
     together = run(params, memory, row, **where)
     start = 0
     for part in parts:
-        alone = run(params, memory, np.pad(part, (0, 5 - len(part)))[None])  # padding behind is not seen
+        alone = run(params, memory, packed([part])[0], **packed([part])[1])
         end = start + len(part)
         np.testing.assert_allclose(together[0, start:end], alone[0, : len(part)], rtol=1e-4, atol=1e-5)
         start = end

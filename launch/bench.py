@@ -1,0 +1,447 @@
+"""What the steps of a life cost on this machine: time, FLOPs, share of the matmul rate, memory.
+
+python -m launch.bench [--config=configs/clinc150.py] [--json=FILE] [--config.KEY=VALUE ...]
+
+Sizes are the configuration's, tokens are random: no data, no tokenizer, nothing is written but FILE. Everything
+is compiled as in a life and timed in turns, so that another job on the machine slows all of it alike.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from sleep_jax import losses, metrics, optim, rng, steps, terminal, trees, wake
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.model.build import build
+from sleep_jax.partition import Partitioner
+from sleep_jax.settings import Config
+from sleep_jax.sleep import consolidate, imitate
+from sleep_jax.types import Batch, Rollout, Tree
+
+DOCUMENT = 20  # tokens per document in a packed row, about what an utterance with its intent takes
+QUESTION = 32  # tokens that questions are padded to
+MATMUL_S = 0.15  # seconds of matrix products per turn: as long as a step, so that both are disturbed alike
+GOALS = {"training": 0.5, "seeding": 3.0}  # least share of the matmul rate; most SFT steps per seeding step
+
+
+@dataclasses.dataclass
+class Piece:
+    """Something that is timed.
+
+    Attributes:
+      shape: what one call works on, for the reader.
+      tokens: per call; positions of rows, or new tokens where sampling. 0 where tokens make no sense.
+      flops: per call, by XLA's cost analysis; None where it was not compiled as one program.
+      bytes: arguments and temporary buffers of the compiled program, likewise.
+      run: one call; gives what to wait for.
+    """
+
+    name: str
+    shape: str
+    tokens: int
+    flops: float | None
+    bytes: dict[str, int] | None
+    run: Callable[[], Any]
+
+
+def _flops(stage: Any) -> float:
+    return float((stage.cost_analysis() or {}).get("flops", 0.0))
+
+
+def _bytes(compiled: Any) -> dict[str, int]:
+    memory = compiled.memory_analysis()
+    return {"argument": memory.argument_size_in_bytes, "temp": memory.temp_size_in_bytes}
+
+
+class Workbench:
+    """Builds the pieces: the model of a configuration, a memory half full, and random tokens.
+
+    Attributes:
+      config: whose sizes are taken.
+      partitioner: over `devices`.
+    """
+
+    def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None):
+        self.config = config
+        self.partitioner = Partitioner(config.mesh, devices)
+        model_config = dataclasses.replace(config.model, vocab_size=config.vocab_size)
+        # No token ends a text, so that sampling always takes its full length.
+        self.model = build(model_config, config.memory, eos=config.vocab_size)
+        self.draw = np.random.default_rng(config.seed)
+        self.key = rng.stream(config.seed, "bench")
+        self.params = self.partitioner.put(self.model.init(self.key))
+        memory = self.model.init_memory(self.key)
+        self.slot = config.memory.slots // 2
+        open_LE = memory.active_LE.at[0, : self.slot].set(True)
+        self.memory = self.partitioner.put(memory_lib.with_active(memory, open_LE))
+        self.resting = memory_lib.rest(self.memory)
+
+    @property
+    def practised(self) -> bool:
+        """Whether a night trains on the student's own samples."""
+        seed = self.config.sleep.seed
+        return seed.alpha < 1 or seed.on_policy > 0
+
+    @property
+    def practice_shape(self) -> tuple[int, int]:
+        """Rows of practice of one step, and their tokens."""
+        c = self.config.sleep.imitate
+        return c.prompts * c.samples, min(c.width, self.config.model.max_len)
+
+    def tokens(self, rows: int, length: int) -> np.ndarray:
+        return self.draw.integers(0, self.config.vocab_size, (rows, length)).astype(np.int32)
+
+    def rows(self, count: int) -> Batch:
+        """Packed rows of random documents, every token of them counted."""
+        shape = count, self.config.row_length
+        at_T = np.arange(shape[1], dtype=np.int32)
+        return Batch(
+            tokens_BT=self.tokens(*shape),
+            targets_BT=self.tokens(*shape),
+            weights_BT=np.ones(shape, np.float32),
+            segments_BT=np.broadcast_to(1 + at_T // DOCUMENT, shape).copy(),
+            positions_BT=np.broadcast_to(at_T % DOCUMENT, shape).copy(),
+        )
+
+    def hidden(self, rows: int, length: int) -> np.ndarray:
+        return self.draw.normal(size=(rows, length, self.config.model.width)).astype(np.float32)
+
+    def matmul(self, m: int, k: int, n: int) -> Piece:
+        """A product of the compute dtype, repeated to fill `MATMUL_S`; what machines are measured by."""
+        dtype = self.config.model.compute_dtype
+        a, b = (jnp.asarray(self.draw.normal(size=shape), dtype) for shape in ((m, k), (k, n)))
+        compiled = jax.jit(jnp.matmul).lower(a, b).compile()
+        jax.block_until_ready(compiled(a, b))
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(a, b))
+        repeats = max(round(MATMUL_S / (time.perf_counter() - began)), 1)
+
+        def run():
+            for _ in range(repeats):
+                out = compiled(a, b)
+            return out
+
+        shape = f"{repeats} x {dtype} [{m}, {k}] [{k}, {n}]"
+        return Piece("matmul", shape, 0, repeats * _flops(compiled), _bytes(compiled), run)
+
+    def training(self, name: str, shape: str, tokens: int, step, state: Tree, frozen: Tree, batch: Tree) -> Piece:
+        """A training step, compiled for the mesh."""
+        put = self.partitioner.put
+        now, frozen, batch = [put(state)], put(frozen), self.partitioner.put_batch(batch)
+        compiled = self.partitioner.compile(step).lower(now[0], frozen, batch, self.key).compile()
+
+        def run():
+            now[0], values = compiled(now[0], frozen, batch, self.key)
+            return now[0], values
+
+        flops = _flops(compiled) * self.partitioner.mesh.size  # XLA counts one device's share
+        return Piece(name, shape, tokens, flops, _bytes(compiled), run)
+
+    def wake_step(self) -> Piece:
+        c = self.config
+        rows = wake.rows_per_chunk(self.model, c.row_length)
+        morning = wake.init(c.wake, self.memory.fast, len(c.memory.periods))
+        step, frozen = wake.make(self.model, c.wake), (self.params, self.resting)
+        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
+        return self.training("wake step", shape, tokens, step, morning, frozen, self.rows(rows))
+
+    def sft_step(self) -> Piece:
+        """Supervised fine-tuning of all weights of the plain decoder."""
+        c = self.config
+        rows = c.sleep.batch_rows
+        optimizer = optim.make(c.baseline.optim, c.sleep.steps)
+        step, state = steps.make(losses.supervised(self.model), optimizer), steps.init(optimizer, self.params)
+        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
+        return self.training("SFT step", shape, tokens, step, state, None, self.rows(rows))
+
+    def seeding_step(self) -> Piece:
+        """Knowledge Seeding of one slot with the teachers' hidden states at hand."""
+        c = self.config
+        rows = c.sleep.batch_rows
+        optimizer = optim.make(c.sleep.optim, c.sleep.steps)
+        objective = consolidate.objective(self.model, c.sleep.seed, consolidate.into_slot(0, self.slot))
+        slot = memory_lib.fresh_slot(self.model.config, c.memory, self.key)
+        batch = {"lesson": consolidate.Lesson(self.rows(rows), self.hidden(rows, c.row_length))}
+        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
+        if self.practised:
+            own, width = self.practice_shape
+            sampled = np.broadcast_to(np.arange(width) >= width - c.sleep.imitate.max_new, (own, width))
+            batch["practice"] = consolidate.Practice(
+                tokens_BT=self.tokens(own, width),
+                sampled_BT=sampled.astype(np.float32),
+                hidden_BTD=self.hidden(own, width),
+                advantage_B=self.draw.normal(size=own).astype(np.float32),
+            )
+            shape, tokens = f"{shape} + {own} x {width}", tokens + own * width
+        step, frozen = steps.make(objective, optimizer), (self.params, self.resting)
+        return self.training("seeding step", shape, tokens, step, steps.init(optimizer, slot), frozen, batch)
+
+    def scoring(self) -> Piece:
+        """What the awake teacher says of packed rows."""
+        c = self.config
+        rows = c.eval_batch // 4
+        batch = self.rows(rows)
+        args = self.params, self.memory, batch.tokens_BT, batch.segments_BT, batch.positions_BT
+        compiled = consolidate.scorer(self.model).lower(*args).compile()
+        run = lambda: compiled(*args)  # noqa: E731
+        flops = _flops(compiled) * self.partitioner.mesh.size
+        shape = f"{rows} rows x {c.row_length}"
+        return Piece("teacher scoring", shape, rows * c.row_length, flops, _bytes(compiled), run)
+
+    def decoding(self, name: str, rows: int, width: int, new: int, temperature: float) -> Piece:
+        """Sampling of `new` tokens behind prompts of up to `width`.
+
+        XLA counts the body of a loop once, whatever its trip count: a compiled decode is counted as the prompt and
+        one iteration. The other new - 2 are counted as half a decode of prompts of one token, which is two nearly
+        equal calls of the network (the first of them reads no cache, hence this count is a few percent low).
+        """
+
+        def lower(width: int, new: int):
+            options = {"max_new": new, "temperature": temperature}
+
+            @jax.jit
+            def decode(params, memory, tokens_BT, lengths_B, keys_B):
+                return self.model.decode(params, tokens_BT, lengths_B, keys_B, memory=memory, **options)
+
+            lengths = self.draw.integers(1, width + 1, rows).astype(np.int32)
+            args = self.params, self.resting, self.tokens(rows, width), lengths, rng.per_row(self.key, rows)
+            return decode.lower(*args), args
+
+        lowered, args = lower(width, new)
+        compiled = lowered.compile()
+        iteration = _flops(lower(1, width + new - 1)[0]) / 2
+        flops = (_flops(lowered) + max(new - 2, 0) * iteration) * self.partitioner.mesh.size
+        shape = f"{rows} rows x ({width} + {new})"
+        return Piece(name, shape, rows * new, flops, _bytes(compiled), lambda: compiled(*args))
+
+    def rollouts(self) -> list[Callable[[], Piece]]:
+        """The student's practice (`refresh` steps at once), dreams, and answers as trials of dreams need them."""
+        c = self.config
+        max_len = c.model.max_len
+        practice, recall = c.sleep.imitate, c.sleep.recall
+        own, width = self.practice_shape
+        asked = min(QUESTION, max_len - c.answer_tokens)
+        opening = min(16, max_len - recall.max_new)  # `rollout.generate` pads to 16
+        return [
+            lambda: self.decoding(
+                "student rollout", practice.refresh * own, width - practice.max_new, practice.max_new, 1.0
+            ),
+            lambda: self.decoding("decode: dreams", recall.batch_size, opening, recall.max_new, recall.temperature),
+            lambda: self.decoding("decode: answers", c.eval_batch, asked, c.answer_tokens, 0.0),
+        ]
+
+    def rewards(self) -> Piece:
+        """Edit distances of one round of practice; the semantic reward reads text and is not timed."""
+        c = self.config.sleep.imitate
+        own, width = self.practice_shape
+        rows = c.refresh * own
+        finished = Rollout(
+            tokens_BT=self.tokens(rows, width),
+            logps_BT=np.zeros((rows, width), np.float32),
+            sampled_BT=np.ones((rows, width), np.float32),
+            length_B=np.full(rows, width, np.int32),
+            ended_B=np.ones(rows, bool),
+        )
+        dreams = self.tokens(rows, width), np.full(rows, width, np.int32)
+        run = lambda: imitate.rewards(finished, dreams, None, c)  # noqa: E731
+        return Piece("rewards", f"{rows} rows x {width}", rows * width, None, None, run)
+
+    def pieces(self) -> list[Callable[[], Piece]]:
+        """What makes each piece, in the order of the table."""
+        c = self.config
+        tokens = c.sleep.batch_rows * c.row_length
+        return [
+            lambda: self.matmul(tokens, c.model.width, c.model.ff),
+            lambda: self.matmul(2048, 2048, 2048),
+            self.wake_step,
+            self.scoring,
+            *self.rollouts(),
+            self.rewards,
+            self.seeding_step,
+            self.sft_step,
+        ]
+
+
+def measure(config: Config, *, seconds: float = 30.0, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+    """Times every piece in turns until `seconds` are spent, three turns at least.
+
+    Returns:
+      What `--json` writes: `machine`; `matmul` and `steps`, lists of pieces with `seconds` and `cpu_seconds` per call
+      (median, min, max), `tokens_per_s`, `flops`, `flops_per_s`, `bytes`, and the share of the best matmul rate by
+      wall time (`of_matmul`) and by CPU time of this process (`of_matmul_cpu`, which other jobs disturb less and
+      which does not see idle cores); `reference`, the shape of that matmul; `seeding` as `compare` has it;
+      `training`, the SFT step's shares; `peak_rss_bytes`.
+    """
+    bench = Workbench(config, devices)
+    pieces = [make() for make in terminal.progress(bench.pieces(), "bench · compile")]
+    for piece in pieces:
+        jax.block_until_ready(piece.run())
+    wall, cpu = [[] for _ in pieces], [[] for _ in pieces]
+    began = time.perf_counter()
+    while len(wall[0]) < 3 or time.perf_counter() - began < seconds:
+        for piece, walls, cpus in zip(pieces, wall, cpu, strict=True):
+            start, start_cpu = time.perf_counter(), time.process_time()
+            jax.block_until_ready(piece.run())
+            walls.append(time.perf_counter() - start)
+            cpus.append(time.process_time() - start_cpu)
+    on_cpu = bench.partitioner.mesh.devices.item(0).platform == "cpu"
+    found = [_found(p, w, c if on_cpu else None) for p, w, c in zip(pieces, wall, cpu, strict=True)]
+    matmuls, timed = ([f for f in found if (f["name"] == "matmul") == is_matmul] for is_matmul in (True, False))
+    best = max(matmuls, key=lambda f: f["flops_per_s"])
+    # Devices that the CPU only pretends to have share its cores.
+    rate = best["flops_per_s"] * (1 if on_cpu else bench.partitioner.mesh.size)
+    for f in timed:
+        f["of_matmul"] = f["flops_per_s"] and f["flops_per_s"] / rate
+        f["of_matmul_cpu"] = None
+        if on_cpu and f["flops"]:
+            per_cpu_second = best["flops"] / best["cpu_seconds"]["median"]
+            f["of_matmul_cpu"] = f["flops"] / f["cpu_seconds"]["median"] / per_cpu_second
+    by_name = {f["name"]: f for f in timed}
+    return {
+        "machine": _machine(bench),
+        "turns": len(wall[0]),
+        "matmul": matmuls,
+        "reference": best["shape"],
+        "steps": timed,
+        "training": {k: by_name["SFT step"][k] for k in ("of_matmul", "of_matmul_cpu")},
+        "seeding": compare(by_name, config, practised=bench.practised),
+        "peak_rss_bytes": metrics.peak_rss_bytes(),
+    }
+
+
+def compare(found: dict[str, dict], config: Config, *, practised: bool) -> dict[str, float]:
+    """What seeding costs per token, in SFT steps of as many tokens.
+
+    A token is a position of a row that a gradient is taken on: of a lesson, or of practice. `update` is the
+    seeding step alone, teachers' hidden states at hand. `sampling` adds the student's rollout and its rewards,
+    shared by `sleep.imitate.refresh` steps. `scoring` adds a teacher's forward pass over every one of the tokens;
+    as if every row of a lesson were used once, though a night goes through its rows several times and scores them
+    once. `total` is the sum.
+
+    Args:
+      found: what was measured, by name.
+      practised: whether the step trains on the student's samples.
+    """
+
+    def seconds(name: str) -> float:
+        return found[name]["seconds"]["median"]
+
+    tokens = found["seeding step"]["tokens"]
+    sft = seconds("SFT step") / found["SFT step"]["tokens"] * tokens
+    sampling = (seconds("student rollout") + seconds("rewards")) / config.sleep.imitate.refresh
+    parts = {
+        "update": seconds("seeding step") / sft,
+        "sampling": sampling / sft if practised else 0.0,
+        "scoring": seconds("teacher scoring") / found["teacher scoring"]["tokens"] * tokens / sft,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def _found(piece: Piece, wall: Sequence[float], cpu: Sequence[float] | None) -> dict[str, Any]:
+    def spread(xs: Sequence[float]) -> dict[str, float]:
+        return {"median": statistics.median(xs), "min": min(xs), "max": max(xs)}
+
+    seconds = spread(wall)
+    return {
+        "name": piece.name,
+        "shape": piece.shape,
+        "tokens": piece.tokens,
+        "seconds": seconds,
+        "cpu_seconds": spread(cpu) if cpu else None,
+        "tokens_per_s": piece.tokens / seconds["median"] if piece.tokens else None,
+        "flops": piece.flops,
+        "flops_per_s": piece.flops / seconds["median"] if piece.flops else None,
+        "bytes": piece.bytes,
+    }
+
+
+def _machine(bench: Workbench) -> dict[str, Any]:
+    devices = bench.partitioner.mesh.devices
+    return {
+        "devices": f"{devices.size} {devices.item(0).device_kind}",
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "jax": jax.__version__,
+        "parameters": trees.size(bench.params),
+        "memory_parameters": trees.size((bench.memory.fast, bench.memory.bank)),
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """Prints the table and what is wanted of it."""
+    machine = report["machine"]
+    load = "" if machine["load"] is None else f", load average {machine['load']:.1f}"
+    print(
+        f"{machine['devices']}, {machine['cores']} cores{load}, jax {machine['jax']}; "
+        f"{terminal.scaled(machine['parameters'])} parameters and {terminal.scaled(machine['memory_parameters'])} "
+        f"of memory; medians of {report['turns']} turns (min to max)"
+    )
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    headings = "step", "works on", "ms", "tokens/s", "GFLOP", "GFLOP/s", "of matmul", "by CPU time", "MB"
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=True)
+    for f in [*report["matmul"], *report["steps"]]:
+        ms = {k: 1e3 * v for k, v in f["seconds"].items()}
+        table.add_row(
+            f["name"],
+            f["shape"],
+            f"{ms['median']:.1f} ({ms['min']:.1f} to {ms['max']:.1f})",
+            terminal.scaled(f["tokens_per_s"]),
+            "–" if f["flops"] is None else f"{f['flops'] / 1e9:.2f}",
+            "–" if f["flops"] is None else f"{f['flops_per_s'] / 1e9:.1f}",
+            f"{terminal.percent(f.get('of_matmul'))} %",
+            f"{terminal.percent(f.get('of_matmul_cpu'))} %",
+            "–" if f["bytes"] is None else f"{sum(f['bytes'].values()) / 1e6:.1f}",
+        )
+    console = rich.console.Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    console.print(table)
+    training, seeding = report["training"], report["seeding"]
+    print(f"share of matmul: against {report['reference']}; MB: arguments and temporary buffers of the program")
+    by_cpu = "" if training["of_matmul_cpu"] is None else f" ({terminal.percent(training['of_matmul_cpu'])} % by CPU time)"
+    print(
+        f"training (SFT step) reaches {terminal.percent(training['of_matmul'])} % of the matmul rate{by_cpu}; "
+        f"wanted: at least {terminal.percent(GOALS['training'])} %"
+    )
+    print(
+        f"a seeding step costs {seeding['total']:.2f} SFT steps of as many tokens (update {seeding['update']:.2f}, "
+        f"sampling {seeding['sampling']:.2f}, scoring at most {seeding['scoring']:.2f}); "
+        f"wanted: at most {GOALS['seeding']:.0f}"
+    )
+    print(f"peak memory of this process: {terminal.scaled(report['peak_rss_bytes'], 'B')}")
+
+
+if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
+    from absl import app, flags
+    from ml_collections import config_flags
+
+    from sleep_jax import settings
+
+    CONFIG = config_flags.DEFINE_config_file("config", "configs/clinc150.py", "whose sizes", lock_config=True)
+    JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
+
+    def main(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
+        try:
+            report = measure(settings.load(CONFIG.value.to_dict()))
+        except ValueError as error:
+            sys.exit(f"ValueError: {error}")
+        show(report)
+        if JSON.value:
+            pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + "\n")
+
+    app.run(main)

@@ -1,0 +1,394 @@
+import dataclasses
+import functools
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from sleep_jax import optim, steps, trees
+from sleep_jax.data import encoding
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.sleep import consolidate, selves
+from sleep_jax.sleep.consolidate import Lesson, Practice, SeedConfig
+from sleep_jax.sleep.recall import Dream
+from sleep_jax.sleep.selves import Slot
+from sleep_jax.types import Batch, Output
+
+KEY = jax.random.key(0)
+
+# The objective, on a bigram model whose student is a delta on the output head.
+
+B, T, V, D = 3, 5, 7, 4
+
+
+def bigram():
+    def apply(params, tokens_BT, *, memory=None, segments_BT=None, positions_BT=None):
+        hidden_BTD = params["embed"][tokens_BT]
+        return Output(hidden_BTD @ params["head"], hidden_BTD, None)
+
+    return types.SimpleNamespace(apply=apply, unembed=lambda params, h_BTD: h_BTD @ params["head"])
+
+
+def onto_head(delta, params, memory):
+    return {**params, "head": params["head"] + delta}, memory
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    tokens_BT, more_BT = rng.integers(0, V, (2, B, T)).astype(np.int32)
+    ones = np.ones_like(tokens_BT)
+    weights_BT = rng.choice([0.0, 0.5, 1.0], (B, T)).astype(np.float32)
+    lesson = Lesson(Batch(tokens_BT, tokens_BT, weights_BT, ones, ones), normal(B, T, D))
+    sampled_BT = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0]], np.float32)
+    practice = Practice(more_BT, sampled_BT, normal(B, T, D), np.array([0.5, -1.5, 1.0], np.float32))
+    params = {"embed": normal(V, D), "head": normal(D, V)}
+    return types.SimpleNamespace(
+        frozen=(params, None), batch={"lesson": lesson, "practice": practice}, delta=0.5 * normal(D, V)
+    )
+
+
+def by_hand(case, config, delta):
+    """alpha ((1 - lambda) off + lambda on) - (1 - alpha) E[r], in plain float64 numpy, and its parts."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), case.frozen[0])
+
+    def log_softmax(z):
+        z = z - z.max(-1, keepdims=True)
+        return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+    def kl(p, q):
+        return (np.exp(p) * (p - q)).sum(-1)
+
+    def divergence(p, q):
+        if config.beta in (0, 1):
+            return kl(p, q) if config.beta == 0 else kl(q, p)
+        m = np.log(config.beta * np.exp(p) + (1 - config.beta) * np.exp(q))
+        return config.beta * kl(p, m) + (1 - config.beta) * kl(q, m)
+
+    def student(tokens):
+        return log_softmax(params["embed"][tokens] @ (params["head"] + delta))
+
+    def teacher(hidden):
+        return log_softmax(hidden.astype(np.float64) @ params["head"])
+
+    lesson, practice = case.batch["lesson"], case.batch["practice"]
+    w, s = lesson.rows.weights_BT, practice.sampled_BT
+    off = (w * divergence(teacher(lesson.hidden_BTD), student(lesson.rows.tokens_BT))).sum() / w.sum()
+    logq = student(practice.tokens_BT)
+    on = (s * divergence(teacher(practice.hidden_BTD), logq)).sum() / s.sum()
+    reward = 0.0
+    for b, t in zip(*np.nonzero(s), strict=True):
+        reward += practice.advantage_B[b] * logq[b, t, practice.tokens_BT[b, t + 1]]
+    reward /= s.sum()
+    a, lam = config.alpha, config.on_policy
+    return a * ((1 - lam) * off + lam * on) - (1 - a) * reward
+
+
+@functools.cache
+def compiled(config):
+    objective, optimizer = consolidate.objective(bigram(), config, onto_head), optax.sgd(1.0)
+    return objective, optimizer, jax.jit(steps.make(objective, optimizer))
+
+
+def gradient_of(config, case, **batch):
+    """Of the step itself: with plain gradient descent at rate 1 the parameters move by minus the gradient."""
+    objective, optimizer, step = compiled(config)
+    state, metrics = step(steps.init(optimizer, case.delta), case.frozen, batch or case.batch, KEY)
+    value = sum(w * float(metrics[k].value()) for k, w in objective.weights.items() if k in metrics)
+    return case.delta - np.asarray(state.params), value, metrics
+
+
+@pytest.mark.parametrize(
+    "beta, alpha, on_policy",
+    [(0.0, 0.9, 0.25), (0.5, 0.6, 0.5), (1.0, 0.3, 0.75), (0.0, 1.0, 0.0), (0.3, 1.0, 1.0), (0.0, 0.0, 0.5)],
+)
+def test_the_step_descends_the_objective_written_out_by_hand(case, beta, alpha, on_policy):
+    config = SeedConfig(beta=beta, alpha=alpha, on_policy=on_policy)
+    gradient_DV, value, _ = gradient_of(config, case)
+    wanted_DV = np.zeros((D, V))
+    for at in np.ndindex(D, V):
+        nudge = np.zeros((D, V))
+        nudge[at] = 1e-5
+        delta = case.delta.astype(np.float64)
+        wanted_DV[at] = (by_hand(case, config, delta + nudge) - by_hand(case, config, delta - nudge)) / 2e-5
+    assert np.abs(wanted_DV).max() > 0.04
+    np.testing.assert_allclose(gradient_DV, wanted_DV, atol=2e-5)
+    assert value == pytest.approx(by_hand(case, config, case.delta.astype(np.float64)), abs=1e-5)
+
+
+OPSD = SeedConfig(beta=0.3, alpha=1.0, on_policy=1.0)
+
+
+@pytest.mark.parametrize("config, counts", [(OPSD, False), (SeedConfig(alpha=0.9, on_policy=0.25), True)])
+def test_alpha_1_is_without_rewards_and_lambda_1_without_the_teachers_dreams(case, config, counts):
+    lesson, practice = case.batch["lesson"], case.batch["practice"]
+    other = [
+        {"lesson": dataclasses.replace(lesson, hidden_BTD=2 * lesson.hidden_BTD), "practice": practice},
+        {"lesson": lesson, "practice": dataclasses.replace(practice, advantage_B=2 * practice.advantage_B)},
+    ]
+    gradient = gradient_of(config, case)[0]
+    for batch in other:
+        assert np.allclose(gradient_of(config, case, **batch)[0], gradient) != counts
+
+
+@pytest.mark.parametrize("alpha, on_policy", [(0.9, 0.25), (1.0, 0.25), (1.0, 1.0), (0.0, 0.25)])
+def test_weights_are_shares_of_one(alpha, on_policy):
+    config = SeedConfig(alpha=alpha, on_policy=on_policy)
+    weights = consolidate.objective(bigram(), config, onto_head).weights
+    assert weights["kl"] + weights["kl_on_policy"] == pytest.approx(alpha)
+    assert weights["kl_on_policy"] == pytest.approx(alpha * on_policy)
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_without_practice_the_teachers_dreams_are_all(case):
+    config = SeedConfig(alpha=1.0, on_policy=0.0)
+    whole, _, metrics = gradient_of(config, case)
+    alone, _, fewer = gradient_of(config, case, lesson=case.batch["lesson"])
+    np.testing.assert_allclose(alone, whole, atol=1e-6)
+    assert fewer.keys() == {"kl", "gradient_norm"} < metrics.keys()
+
+
+@pytest.mark.parametrize("key", ["beta", "alpha", "on_policy"])
+def test_a_weight_outside_its_range_is_named(key):
+    with pytest.raises(ValueError, match=rf"sleep.seed.{key}=1.5 is not in \[0, 1\]"):
+        SeedConfig(**{key: 1.5})
+
+
+# On the real network.
+
+ROW, BATCH = 28, 4  # tokens per row, rows per call: one shape, so that little is compiled
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return Tokenizer.train(["what is it? it is a whale. what sings? the whale sings"] * 3, 300)
+
+
+@pytest.fixture(scope="module")
+def bed(tiny, grown):
+    """A network with the slot of night 1 open, a day in fast memory, and the selves that there are."""
+    model = tiny(vocab_size=300, max_len=64, slots=4, slow_levels=1)
+    params, memory = grown(model)
+    past = selves.earlier([Slot(0, 0, (1,), ("day 1",), 10, 5)], (1, 4), "birth", 20)
+    return types.SimpleNamespace(
+        model=model,
+        params=params,
+        memory=memory_lib.with_active(memory, past[-1].active),
+        past=past,
+        awake=selves.awake(past, "day 2", 10),
+        score=consolidate.scorer(model),
+    )
+
+
+PAIRS = [("what is it?", "it is a whale"), ("what sings?", "the whale"), ("it?", "whale"), ("sings?", "it")]
+
+
+@pytest.fixture(scope="module")
+def encoded(tok):
+    return [encoding.encode_answering(tok, Example(*p)) for p in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def teach(bed):
+    def lesson(teachers):
+        return consolidate.lessons(bed.score, bed.params, bed.memory, teachers, ROW, BATCH, 0.5)
+
+    return lesson
+
+
+def fill(lesson):
+    """The lesson in rows of the one shape that is compiled; rows of zeros count nothing."""
+    missing = BATCH - len(lesson.hidden_BTD)
+    return jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), lesson)
+
+
+def test_every_pair_is_taught_in_both_directions_and_text_as_it_is(tok):
+    pair, text = Example("what?", "it"), Example("", "it sings")
+    dreams = [Dream(e, "birth", "birth", "dreamt", "") for e in (pair, text)]
+    answering, recalling, reading = consolidate.encode(tok, dreams, 64)
+    assert encoding.parse_answering(tok, answering.tokens) == pair
+    assert encoding.parse_recalling(tok, recalling.tokens) == pair
+    assert tok.decode(reading.tokens).strip() == "it sings" and reading.prompt_length == 1
+    assert answering.prompt_length < len(answering.tokens), "the answer is what is asked for"
+
+
+def test_the_kept_hidden_states_are_the_teachers_logits(bed, encoded, teach):
+    teachers = [bed.past[1], bed.awake]
+    kept = [fill(teach([(self_, encoded)])) for self_ in teachers]
+    run = jax.jit(
+        lambda memory, rows: (
+            bed.model.apply(
+                bed.params,
+                rows.tokens_BT,
+                memory=memory,
+                segments_BT=rows.segments_BT,
+                positions_BT=rows.positions_BT,
+            ).logits_BTV
+        )
+    )
+    empty = memory_lib.forget_day(bed.memory).fast
+    for i, (self_, lesson) in enumerate(zip(teachers, kept, strict=True)):
+        memory = selves.seen_by(bed.memory, self_)
+        in_place = run(dataclasses.replace(memory, fast=memory.fast or empty), lesson.rows)
+        real = lesson.rows.segments_BT > 0
+        logits_BTV = bed.model.unembed(bed.params, lesson.hidden_BTD)
+        np.testing.assert_allclose(logits_BTV[real], in_place[real], atol=1e-4)
+        other = bed.model.unembed(bed.params, kept[1 - i].hidden_BTD)
+        assert np.abs(in_place - other)[real].max() > 0.05, "the teachers say the same"
+
+
+def repeat_all(params, memory, tokens_BT, segments_BT, positions_BT):
+    """In place of a teacher's hidden states: what it was shown, and by whom it was read."""
+    slots_BT = np.full(tokens_BT.shape, int(memory.active_LE.sum()))
+    return np.stack([tokens_BT, segments_BT, positions_BT, slots_BT], axis=-1)
+
+
+def test_each_teacher_reads_its_own_rows_in_batches_of_one_shape(bed, encoded):
+    shapes = set()
+
+    def score(params, memory, *fields):
+        shapes.add(fields[0].shape)
+        return repeat_all(params, memory, *fields)
+
+    teachers = [(bed.past[0], encoded), (bed.past[1], []), (bed.awake, encoded[:2])]
+    lesson = consolidate.lessons(score, bed.params, bed.memory, teachers, 20, 2, 1.0)
+    rows, seen = lesson.rows, lesson.hidden_BTD
+    for k, field_BT in enumerate((rows.tokens_BT, rows.segments_BT, rows.positions_BT)):
+        np.testing.assert_array_equal(seen[..., k], field_BT)
+    of_birth = int((seen[:, 0, 3] == 0).sum())
+    assert shapes == {(2, 20)} and of_birth % 2 and of_birth > 2, "the last batch is not full"
+    assert seen[:, 0, 3].tolist() == [0] * of_birth + [1] * (len(seen) - of_birth)
+    for part, given in ((slice(of_birth), encoded), (slice(of_birth, None), encoded[:2])):
+        assert (rows.segments_BT[part] > 0).sum() == sum(len(e.tokens) for e in given)
+
+
+def test_a_teacher_with_the_day_in_its_context_reads_it_before_each_sequence(bed, encoded):
+    context = [9, 8, 7]
+    args = (repeat_all, bed.params, bed.memory, context, encoded)
+    lesson = consolidate.lessons_in_context(*args, 24, 64, 3, 0.5)
+    assert len(lesson.hidden_BTD) == len(encoded) and lesson.hidden_BTD.shape[1] == 24
+    for row, e in enumerate(encoded):
+        n = len(e.tokens)
+        tokens_T, segments_T, positions_T = lesson.hidden_BTD[row, :n, :3].T
+        assert tokens_T.tolist() == lesson.rows.tokens_BT[row, :n].tolist() == e.tokens.tolist()
+        assert positions_T.tolist() == list(range(3, 3 + n)) and set(segments_T.tolist()) == {1}
+        assert lesson.rows.positions_BT[row, :n].tolist() == list(range(n)), "the student reads it alone"
+    whole = consolidate.lessons_in_context(
+        lambda *a: np.pad(repeat_all(*a)[:, :3], ((0, 0), (0, 24), (0, 0))), *args[1:], 24, 64, 3, 0.5
+    )
+    assert not whole.hidden_BTD.any(), "the context's own hidden states are not taught"
+    with pytest.raises(ValueError, match="3 tokens of context .*row_length=24 exceed model.max_len=26"):
+        consolidate.lessons_in_context(*args, 24, 26, 3, 0.5)
+
+
+@pytest.fixture(scope="module")
+def pupil(bed):
+    """The objective over slot 2 of a student, and the jitted KL(teacher || student) of a lesson.
+
+    The student's fast memory is empty: the same function as none, and the same shapes as one that is not.
+    """
+    objective = consolidate.objective(bed.model, SeedConfig(alpha=1.0), consolidate.into_slot(0, 2))
+    kl = jax.jit(lambda slot, frozen, rows: objective.totals(slot, frozen, {"lesson": rows}, None)[0]["kl"])
+    masked = memory_lib.forget_day(bed.memory)
+    slot = memory_lib.read_slot(bed.memory, 0, 3)
+    return types.SimpleNamespace(
+        objective=objective, kl=kl, masked=masked, frozen=(bed.params, masked), slot=slot
+    )
+
+
+def test_packed_rows_are_the_sequences_one_by_one(bed, encoded, teach, pupil):
+    packed = teach([(bed.awake, encoded)])
+    assert len(packed.hidden_BTD) < len(encoded), "nothing was packed"
+    together = pupil.kl(pupil.slot, pupil.frozen, fill(packed))
+    one_by_one = (fill(teach([(bed.awake, [e])])) for e in encoded)
+    alone = [pupil.kl(pupil.slot, pupil.frozen, lesson) for lesson in one_by_one]
+    np.testing.assert_allclose(together.total, sum(float(m.total) for m in alone), rtol=1e-4)
+    assert float(together.count) == sum(float(m.count) for m in alone) > 0
+
+
+def test_a_lesson_weighs_prompts_and_answers(encoded, teach, bed):
+    rows = teach([(bed.awake, encoded)]).rows
+    answers = sum(len(e.tokens) - e.prompt_length for e in encoded)
+    prompts = sum(e.prompt_length - 1 for e in encoded)
+    assert rows.weights_BT.sum() == answers + 0.5 * prompts
+
+
+def test_the_mean_over_a_lesson_is_over_its_tokens_whatever_the_batch(bed, encoded, teach, pupil):
+    lesson = teach([(bed.awake, encoded), (bed.past[0], encoded[:1])])
+    assert len(lesson.hidden_BTD) % 2, "the last batch is not full"
+    whole = pupil.kl(pupil.slot, pupil.frozen, fill(lesson))
+    mean = consolidate.mean_kl(pupil.objective, lesson, pupil.frozen, 2)(pupil.slot)
+    assert mean == pytest.approx(float(whole.total / whole.count), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def seeded(bed, encoded, teach, pupil):
+    """Some steps of seeding the awake self's lesson: fast memory masked first, and in the printed order."""
+    optimizer = optim.make(optim.OptimConfig(lr=0.1, warmup=0.0, weight_decay=0.1), 60)
+    lesson = fill(teach([(bed.awake, encoded)]))
+    run = jax.jit(steps.make(pupil.objective, optimizer))
+
+    def seed(student):
+        fresh = memory_lib.fresh_slot(bed.model.config, bed.model.memory_config, KEY)
+        state = steps.init(optimizer, fresh)
+        for _ in range(60):
+            state, _ = run(state, (bed.params, student), {"lesson": lesson}, KEY)
+        awoken = dataclasses.replace(student, fast=pupil.masked.fast)
+
+        def value(slot, student):
+            mean = pupil.kl(slot, (bed.params, student), lesson)
+            return float(mean.total / mean.count)
+
+        return types.SimpleNamespace(
+            fresh=fresh,
+            slot=state.params,
+            student=student,
+            before=value(fresh, student),
+            after=value(state.params, student),
+            untaught=value(fresh, awoken),
+            in_the_morning=value(state.params, awoken),
+        )
+
+    return types.SimpleNamespace(masked=seed(pupil.masked), printed=seed(bed.memory))
+
+
+def test_seeding_brings_the_student_to_its_teacher(seeded):
+    night = seeded.masked
+    assert night.after < 0.5 * night.before
+    assert not np.asarray(night.fresh["b_NRD"]).any() and np.abs(night.slot["b_NRD"]).max() > 0.01
+    assert len(trees.bit_equal(night.slot, night.fresh)) == 4, "A, B, router column and bias all learn"
+
+
+def test_nothing_but_the_slot_moves(seeded, bed):
+    student = seeded.masked.student
+    params, written = consolidate.into_slot(0, 2)(seeded.masked.slot, bed.params, student)
+    assert params is bed.params and written.fast is student.fast
+    for e in range(4):
+        moved = trees.bit_equal(memory_lib.read_slot(written, 0, e), memory_lib.read_slot(student, 0, e))
+        assert bool(moved) == (e == 2)
+    assert written.active_LE.tolist() == [[True, False, True, False]]
+
+
+def test_what_is_seeded_with_fast_memory_masked_stays_when_the_day_is_erased(seeded):
+    """Reading (e): in the printed order the student already has what it should learn, and then loses it."""
+    masked, printed = seeded.masked, seeded.printed
+    assert masked.in_the_morning == masked.after
+    assert printed.before < 1e-5 and printed.after < 1e-2, "the student is its own teacher"
+    assert printed.in_the_morning > 0.9 * printed.untaught > 10 * printed.after, "the reset brings it back up"
+    assert masked.in_the_morning < 0.5 * printed.in_the_morning
+
+
+def test_without_expansion_the_delta_is_added_to_the_mlp(bed):
+    delta = jax.tree.map(lambda x: 0.1 * x, bed.memory.fast)
+    resting = memory_lib.rest(bed.memory)
+    params, memory = consolidate.into_backbone(delta, bed.params, resting)
+    assert params is bed.params and trees.bit_equal(memory.fast, delta) == []
+    _, memory = consolidate.into_backbone(delta, bed.params, bed.memory)
+    for k, x in bed.memory.fast.items():
+        np.testing.assert_allclose(memory.fast[k], 1.1 * x, rtol=1e-5)
+    assert memory.bank is bed.memory.bank
