@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     m.tie_embeddings = True  # one table for input and output
     m.qk_norm = False  # RMSNorm of queries and keys (Qwen 3)
     m.qkv_bias = False  # (Qwen 2.5)
-    m.param_dtype = "float32"
+    m.param_dtype = "float32"  # of the backbone; what memory changes is float32 whatever this is
     m.compute_dtype = "float32"  # softmax and log-softmax are float32 whatever this is
     m.remat = False  # recompute layers in the backward pass
     m.unroll = 1  # layers per iteration of the scan over depth
@@ -67,8 +67,8 @@ def get_config() -> ConfigDict:
 
     c.mesh = d = ConfigDict()
     d.data = -1  # devices along each axis; -1 is the rest
-    d.fsdp = 1
-    d.model = 1
+    d.fsdp = 1  # parts that every parameter is stored in
+    d.model = 1  # parts that every layer computes in
     d.mode = "jit"  # "jit", or "map" for one program per device
 
     c.birth = b = ConfigDict()
@@ -96,17 +96,17 @@ def get_config() -> ConfigDict:
     n.validate_every = 50  # steps between looks at held-out dreams
     n.patience = 4  # looks without improvement before stopping
     n.margin = 0.1  # agreement on held-out old dreams that a night may lose before it is rolled back
-    n.optim = _optim(lr=3e-3)
+    n.optim = _optim(lr=5e-3)
 
     n.seed = k = ConfigDict()
     k.beta = 0.0  # generalised JSD: 0 forward KL, 1 reverse KL
     k.kl_clip = 0.0  # nats, largest contribution of a vocabulary entry; 0 is none
     k.alpha = 0.9  # weight of distillation against imitation
     k.on_policy = 0.25  # lambda, weight of the student's own samples in distillation
-    k.prompt_weight = 0.5  # weight of a dream's prompt tokens
+    k.prompt_weight = 0.2  # weight of a dream's prompt tokens
 
     n.recall = r = ConfigDict()
-    r.temperature = 1.0
+    r.temperature = 1.0  # of the logits that dreams are sampled from
     r.max_new = 48  # tokens of a dream
     r.rounds = 4  # most rounds of sampling
     r.surplus = 1.5  # dreams sampled per dream wanted

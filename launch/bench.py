@@ -1,12 +1,13 @@
 """What the steps of a life cost on this machine: time, FLOPs, share of the matmul rate, memory.
 
-python -m launch.bench [--config=configs/clinc150.py] [--json=FILE] [--config.KEY=VALUE ...]
+python -m launch.bench [--config=configs/clinc150.py] [--json=FILE] [--seconds=30] [--config.KEY=VALUE ...]
 
-Sizes are the configuration's, tokens are random: no data, no tokenizer, nothing is written but FILE. Everything
-is compiled as in a life and timed in turns, so that another job on the machine slows all of it alike.
+Sizes are the configuration's, tokens are random: no data, no tokenizer, nothing is written but FILE. All is
+compiled as in a life and timed in turns, so that another job on the machine slows all of it alike.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -23,17 +24,19 @@ import rich.box
 import rich.console
 import rich.table
 
-from sleep_jax import losses, metrics, optim, rng, steps, terminal, trees, wake
+from sleep_jax import losses, metrics, optim, rng, rollout, steps, terminal, trees, wake
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
 from sleep_jax.partition import Partitioner
 from sleep_jax.settings import Config
 from sleep_jax.sleep import consolidate, imitate
+from sleep_jax.steps import Step
 from sleep_jax.types import Batch, Rollout, Tree
 
 DOCUMENT = 20  # tokens per document in a packed row, about what an utterance with its intent takes
 QUESTION = 32  # tokens that questions are padded to
-MATMUL_S = 0.15  # seconds of matrix products per turn: as long as a step, so that both are disturbed alike
+MATMUL_S = 0.4  # seconds of matrix products per turn, as a step takes: short bursts escape the other jobs
+SQUARE = 2048  # rows and columns of the large matrix product
 GOALS = {"training": 0.5, "seeding": 3.0}  # least share of the matmul rate; most SFT steps per seeding step
 
 
@@ -124,10 +127,12 @@ class Workbench:
         dtype = self.config.model.compute_dtype
         a, b = (jnp.asarray(self.draw.normal(size=shape), dtype) for shape in ((m, k), (k, n)))
         compiled = jax.jit(jnp.matmul).lower(a, b).compile()
-        jax.block_until_ready(compiled(a, b))
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(a, b))
-        repeats = max(round(MATMUL_S / (time.perf_counter() - began)), 1)
+        once = []
+        for _ in range(3):
+            began = time.perf_counter()
+            jax.block_until_ready(compiled(a, b))
+            once.append(time.perf_counter() - began)
+        repeats = max(round(MATMUL_S / min(once)), 1)
 
         def run():
             for _ in range(repeats):
@@ -137,8 +142,9 @@ class Workbench:
         shape = f"{repeats} x {dtype} [{m}, {k}] [{k}, {n}]"
         return Piece("matmul", shape, 0, repeats * _flops(compiled), _bytes(compiled), run)
 
-    def training(self, name: str, shape: str, tokens: int, step, state: Tree, frozen: Tree, batch: Tree) -> Piece:
-        """A training step, compiled for the mesh."""
+    def training(self, name: str, shape: str, tokens: int, step: Step, *arguments: Tree) -> Piece:
+        """A training step, compiled for the mesh; `arguments` are its state, frozen and batch."""
+        state, frozen, batch = arguments
         put = self.partitioner.put
         now, frozen, batch = [put(state)], put(frozen), self.partitioner.put_batch(batch)
         compiled = self.partitioner.compile(step).lower(now[0], frozen, batch, self.key).compile()
@@ -196,17 +202,17 @@ class Workbench:
         batch = self.rows(rows)
         args = self.params, self.memory, batch.tokens_BT, batch.segments_BT, batch.positions_BT
         compiled = consolidate.scorer(self.model).lower(*args).compile()
-        run = lambda: compiled(*args)  # noqa: E731
-        flops = _flops(compiled) * self.partitioner.mesh.size
-        shape = f"{rows} rows x {c.row_length}"
-        return Piece("teacher scoring", shape, rows * c.row_length, flops, _bytes(compiled), run)
+        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
+        return Piece(
+            "teacher scoring", shape, tokens, _flops(compiled), _bytes(compiled), lambda: compiled(*args)
+        )
 
     def decoding(self, name: str, rows: int, width: int, new: int, temperature: float) -> Piece:
         """Sampling of `new` tokens behind prompts of up to `width`.
 
-        XLA counts the body of a loop once, whatever its trip count: a compiled decode is counted as the prompt and
-        one iteration. The other new - 2 are counted as half a decode of prompts of one token, which is two nearly
-        equal calls of the network (the first of them reads no cache, hence this count is a few percent low).
+        XLA counts the body of a loop once, whatever its trip count: a decode counts as its prompts and one
+        iteration. Each of the other new - 2 is counted as half a decode from prompts of one token, which is
+        two nearly equal calls of the network (one of them reads no cache: the count is a few percent low).
         """
 
         def lower(width: int, new: int):
@@ -223,25 +229,24 @@ class Workbench:
         lowered, args = lower(width, new)
         compiled = lowered.compile()
         iteration = _flops(lower(1, width + new - 1)[0]) / 2
-        flops = (_flops(lowered) + max(new - 2, 0) * iteration) * self.partitioner.mesh.size
+        flops = _flops(lowered) + max(new - 2, 0) * iteration
         shape = f"{rows} rows x ({width} + {new})"
         return Piece(name, shape, rows * new, flops, _bytes(compiled), lambda: compiled(*args))
 
     def rollouts(self) -> list[Callable[[], Piece]]:
-        """The student's practice (`refresh` steps at once), dreams, and answers as trials of dreams need them."""
+        """Practice of `refresh` steps, dreams, and greedy answers, which trials of dreams ask for as well."""
         c = self.config
-        max_len = c.model.max_len
-        practice, recall = c.sleep.imitate, c.sleep.recall
+        practice, recall, max_len = c.sleep.imitate, c.sleep.recall, c.model.max_len
         own, width = self.practice_shape
+        cut = width - practice.max_new
+        opening = min(rollout.WIDTH, max_len - recall.max_new)
         asked = min(QUESTION, max_len - c.answer_tokens)
-        opening = min(16, max_len - recall.max_new)  # `rollout.generate` pads to 16
-        return [
-            lambda: self.decoding(
-                "student rollout", practice.refresh * own, width - practice.max_new, practice.max_new, 1.0
-            ),
-            lambda: self.decoding("decode: dreams", recall.batch_size, opening, recall.max_new, recall.temperature),
-            lambda: self.decoding("decode: answers", c.eval_batch, asked, c.answer_tokens, 0.0),
-        ]
+        sizes = {
+            "student rollout": (practice.refresh * own, cut, practice.max_new, 1.0),
+            "decode: dreams": (recall.batch_size, opening, recall.max_new, recall.temperature),
+            "decode: answers": (c.eval_batch, asked, c.answer_tokens, 0.0),
+        }
+        return [functools.partial(self.decoding, name, *size) for name, size in sizes.items()]
 
     def rewards(self) -> Piece:
         """Edit distances of one round of practice; the semantic reward reads text and is not timed."""
@@ -264,8 +269,8 @@ class Workbench:
         c = self.config
         tokens = c.sleep.batch_rows * c.row_length
         return [
-            lambda: self.matmul(tokens, c.model.width, c.model.ff),
-            lambda: self.matmul(2048, 2048, 2048),
+            functools.partial(self.matmul, tokens, c.model.width, c.model.ff),
+            functools.partial(self.matmul, SQUARE, SQUARE, SQUARE),
             self.wake_step,
             self.scoring,
             *self.rollouts(),
@@ -275,15 +280,15 @@ class Workbench:
         ]
 
 
-def measure(config: Config, *, seconds: float = 30.0, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+def measure(config: Config, *, seconds: float, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
     """Times every piece in turns until `seconds` are spent, three turns at least.
 
     Returns:
-      What `--json` writes: `machine`; `matmul` and `steps`, lists of pieces with `seconds` and `cpu_seconds` per call
-      (median, min, max), `tokens_per_s`, `flops`, `flops_per_s`, `bytes`, and the share of the best matmul rate by
-      wall time (`of_matmul`) and by CPU time of this process (`of_matmul_cpu`, which other jobs disturb less and
-      which does not see idle cores); `reference`, the shape of that matmul; `seeding` as `compare` has it;
-      `training`, the SFT step's shares; `peak_rss_bytes`.
+      What `--json` writes. `matmul` and `steps` list the pieces with `seconds` and `cpu_seconds` per call
+      (median, min, max), `tokens_per_s`, `flops`, `flops_per_s` and `bytes`, and the steps' share of the
+      better of the two matmul rates: by wall time (`of_matmul`), and by CPU time of this process
+      (`of_matmul_cpu`), which other jobs disturb less and which does not see cores that idle. `reference` is
+      the shape of that matmul, `training` the SFT step's shares, `seeding` what `compare` gives.
     """
     bench = Workbench(config, devices)
     pieces = [make() for make in terminal.progress(bench.pieces(), "bench · compile")]
@@ -297,12 +302,13 @@ def measure(config: Config, *, seconds: float = 30.0, devices: Sequence[jax.Devi
             jax.block_until_ready(piece.run())
             walls.append(time.perf_counter() - start)
             cpus.append(time.process_time() - start_cpu)
-    on_cpu = bench.partitioner.mesh.devices.item(0).platform == "cpu"
+    mesh = bench.partitioner.mesh
+    on_cpu = mesh.devices.item(0).platform == "cpu"
     found = [_found(p, w, c if on_cpu else None) for p, w, c in zip(pieces, wall, cpu, strict=True)]
-    matmuls, timed = ([f for f in found if (f["name"] == "matmul") == is_matmul] for is_matmul in (True, False))
+    matmuls, timed = found[:2], found[2:]
     best = max(matmuls, key=lambda f: f["flops_per_s"])
     # Devices that the CPU only pretends to have share its cores.
-    rate = best["flops_per_s"] * (1 if on_cpu else bench.partitioner.mesh.size)
+    rate = best["flops_per_s"] * (1 if on_cpu else mesh.size)
     for f in timed:
         f["of_matmul"] = f["flops_per_s"] and f["flops_per_s"] / rate
         f["of_matmul_cpu"] = None
@@ -311,7 +317,13 @@ def measure(config: Config, *, seconds: float = 30.0, devices: Sequence[jax.Devi
             f["of_matmul_cpu"] = f["flops"] / f["cpu_seconds"]["median"] / per_cpu_second
     by_name = {f["name"]: f for f in timed}
     return {
-        "machine": _machine(bench),
+        "machine": {
+            "devices": f"{mesh.size} {mesh.devices.item(0).device_kind}",
+            "cores": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1),
+            "jax": jax.__version__,
+            "parameters": trees.size(bench.params),
+        },
         "turns": len(wall[0]),
         "matmul": matmuls,
         "reference": best["shape"],
@@ -325,11 +337,11 @@ def measure(config: Config, *, seconds: float = 30.0, devices: Sequence[jax.Devi
 def compare(found: dict[str, dict], config: Config, *, practised: bool) -> dict[str, float]:
     """What seeding costs per token, in SFT steps of as many tokens.
 
-    A token is a position of a row that a gradient is taken on: of a lesson, or of practice. `update` is the
-    seeding step alone, teachers' hidden states at hand. `sampling` adds the student's rollout and its rewards,
-    shared by `sleep.imitate.refresh` steps. `scoring` adds a teacher's forward pass over every one of the tokens;
-    as if every row of a lesson were used once, though a night goes through its rows several times and scores them
-    once. `total` is the sum.
+    Tokens are positions of rows that a gradient is taken on, of lessons and of practice. `update` is the
+    seeding step alone, its teachers' hidden states at hand. `sampling` is the student's rollout and its
+    rewards, shared by `sleep.imitate.refresh` steps. `scoring` is a teacher's forward pass over all these
+    tokens: an upper bound, as a night scores a lesson's rows once and takes them several times. `total` is
+    the sum.
 
     Args:
       found: what was measured, by name.
@@ -368,60 +380,58 @@ def _found(piece: Piece, wall: Sequence[float], cpu: Sequence[float] | None) -> 
     }
 
 
-def _machine(bench: Workbench) -> dict[str, Any]:
-    devices = bench.partitioner.mesh.devices
-    return {
-        "devices": f"{devices.size} {devices.item(0).device_kind}",
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "jax": jax.__version__,
-        "parameters": trees.size(bench.params),
-        "memory_parameters": trees.size((bench.memory.fast, bench.memory.bank)),
-    }
-
-
 def show(report: dict[str, Any]) -> None:
-    """Prints the table and what is wanted of it."""
-    machine = report["machine"]
-    load = "" if machine["load"] is None else f", load average {machine['load']:.1f}"
+    """Prints the table, and what is wanted of it."""
+    machine, training, seeding = report["machine"], report["training"], report["seeding"]
     print(
-        f"{machine['devices']}, {machine['cores']} cores{load}, jax {machine['jax']}; "
-        f"{terminal.scaled(machine['parameters'])} parameters and {terminal.scaled(machine['memory_parameters'])} "
-        f"of memory; medians of {report['turns']} turns (min to max)"
+        f"{machine['devices']}, {machine['cores']} cores, load average {machine['load']}, jax {machine['jax']}, "
+        f"{terminal.scaled(machine['parameters'])} parameters, medians of {report['turns']} turns"
     )
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.0f} %"
+
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    headings = "step", "works on", "ms", "tokens/s", "GFLOP", "GFLOP/s", "of matmul", "by CPU time", "MB"
+    headings = (
+        "step",
+        "works on",
+        "ms (min to max)",
+        "tokens/s",
+        "GFLOP",
+        "GFLOP/s",
+        "of matmul",
+        "by CPU time",
+        "MB",
+    )
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=True)
     for f in [*report["matmul"], *report["steps"]]:
-        ms = {k: 1e3 * v for k, v in f["seconds"].items()}
+        median, least, most = (1e3 * f["seconds"][k] for k in ("median", "min", "max"))
         table.add_row(
             f["name"],
             f["shape"],
-            f"{ms['median']:.1f} ({ms['min']:.1f} to {ms['max']:.1f})",
+            f"{median:.1f} ({least:.1f} to {most:.1f})",
             terminal.scaled(f["tokens_per_s"]),
             "–" if f["flops"] is None else f"{f['flops'] / 1e9:.2f}",
             "–" if f["flops"] is None else f"{f['flops_per_s'] / 1e9:.1f}",
-            f"{terminal.percent(f.get('of_matmul'))} %",
-            f"{terminal.percent(f.get('of_matmul_cpu'))} %",
+            share(f.get("of_matmul")),
+            share(f.get("of_matmul_cpu")),
             "–" if f["bytes"] is None else f"{sum(f['bytes'].values()) / 1e6:.1f}",
         )
     console = rich.console.Console()
-    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.width = max(console.width, needed)
     console.print(table)
-    training, seeding = report["training"], report["seeding"]
-    print(f"share of matmul: against {report['reference']}; MB: arguments and temporary buffers of the program")
-    by_cpu = "" if training["of_matmul_cpu"] is None else f" ({terminal.percent(training['of_matmul_cpu'])} % by CPU time)"
     print(
-        f"training (SFT step) reaches {terminal.percent(training['of_matmul'])} % of the matmul rate{by_cpu}; "
-        f"wanted: at least {terminal.percent(GOALS['training'])} %"
+        f"of matmul: of the rate of {report['reference']}, by wall time and by CPU time of this process\n"
+        "MB: arguments and temporary buffers of the compiled program\n"
+        f"training (SFT step): {share(training['of_matmul'])} of the matmul rate, "
+        f"{share(training['of_matmul_cpu'])} by CPU time; wanted: at least {share(GOALS['training'])}\n"
+        f"a seeding step costs {seeding['total']:.2f} SFT steps of as many tokens (update "
+        f"{seeding['update']:.2f}, sampling {seeding['sampling']:.2f}, scoring at most "
+        f"{seeding['scoring']:.2f}); wanted: at most {GOALS['seeding']:.0f}\n"
+        f"peak memory of this process: {terminal.scaled(report['peak_rss_bytes'], 'B')}"
     )
-    print(
-        f"a seeding step costs {seeding['total']:.2f} SFT steps of as many tokens (update {seeding['update']:.2f}, "
-        f"sampling {seeding['sampling']:.2f}, scoring at most {seeding['scoring']:.2f}); "
-        f"wanted: at most {GOALS['seeding']:.0f}"
-    )
-    print(f"peak memory of this process: {terminal.scaled(report['peak_rss_bytes'], 'B')}")
 
 
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
@@ -431,13 +441,14 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from sleep_jax import settings
 
     CONFIG = config_flags.DEFINE_config_file("config", "configs/clinc150.py", "whose sizes", lock_config=True)
+    SECONDS = flags.DEFINE_float("seconds", 30.0, "time spent on measuring, at least three turns")
     JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
 
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
         try:
-            report = measure(settings.load(CONFIG.value.to_dict()))
+            report = measure(settings.load(CONFIG.value.to_dict()), seconds=SECONDS.value)
         except ValueError as error:
             sys.exit(f"ValueError: {error}")
         show(report)

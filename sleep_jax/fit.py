@@ -141,6 +141,9 @@ def fit(
         batches.set_state(meta["iterator"])
         world.account = Account(**meta["account"])
         best_loss, stale = meta["best_loss"], meta["stale"]
+        world.writer.seek(meta["metrics"])
+        if early and stale >= early.patience:  # killed after it had stopped, before the phase was over
+            count = done
     run, pending, step = None, None, done
 
     def log(step, values, shown):
@@ -180,6 +183,8 @@ def fit(
             look = early and (step % early.every == 0 or step == count)
             if look:
                 loss = early.loss(state.params)
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"{phase} step {step}: the held-out loss is {loss}")
                 world.writer.write(name, cycle, step, {"held_out_kl": loss})
                 if loss < best_loss:
                     best, best_loss, stale = jax.tree.map(np.asarray, state.params), loss, 0

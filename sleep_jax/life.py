@@ -18,6 +18,7 @@ from sleep_jax.ops import retention
 from sleep_jax.partition import Partitioner
 from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
+from sleep_jax.sleep.selves import Slot
 from sleep_jax.types import Tree
 
 BIRTH = "000-birth"
@@ -107,6 +108,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
     world = _world(
         config, seed, given or workdir, material, Tokenizer.load(file), read_only=given is not None
     )
+    _fits(world)
     params = world.partitioner.put(world.model.init(rng.stream(seed, "birth/init")))
     memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
     if given:
@@ -128,6 +130,14 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
     return Newborn(world.tok, state.params)
 
 
+def _fits(world: World) -> None:
+    """Encodes the whole life before a part of it is lived; raises ValueError for what is too long."""
+    c = world.config
+    for experience in (world.stream.birth, *world.stream.days):
+        finetune.documents(world, experience.train)
+        encoding.prompts(world.tok, experience.test, c.model.max_len - c.answer_tokens)
+
+
 def live(
     config: Config,
     seed: int,
@@ -146,7 +156,7 @@ def live(
     def begin(state: State) -> State:
         return dataclasses.replace(state, extra=method.extra(world, state.params), retention=[measure(state)])
 
-    def measure(state: State) -> list[float]:
+    def measure(state: State) -> list[float | None]:
         answerer = method.answerer(world, state, lived[1:])
         # The next experience is asked too, before it is lived: forward transfer needs R[i, i + 1].
         ahead = material.days[len(lived) - 1 : len(lived)]
@@ -169,6 +179,8 @@ def live(
         lived.append(experience)
         for i in range(len(method.phases)):
             state = phases.phase(world, phase_name(cycle, i), state, functools.partial(through, cycle, i))
+        if len(state.retention) < len(lived):  # a night was taken out since
+            state = dataclasses.replace(state, retention=[*state.retention, measure(state)])
         print(terminal.morning(publish(world, state, name)), flush=True)
     summary = publish(world, state, name)
     world.writer.close()
@@ -181,7 +193,7 @@ def publish(world: World, state: State, name: str) -> metrics.Summary:
     metrics.write_retention(world.workdir, names, state.retention)
     for links in state.links:
         metrics.write_links(world.workdir, links)
-    metrics.write_slots(world.workdir, [_slot(s) for s in state.slots])
+    write_slots(world.workdir, state)
     weights = np.array([len(world.stream.birth.test), *(len(d.test) for d in world.stream.days)], float)
     matrix = np.array([[np.nan if v is None else v for v in row] for row in state.retention])
     n = len(matrix)
@@ -214,15 +226,23 @@ def publish(world: World, state: State, name: str) -> metrics.Summary:
     return summary
 
 
-def _slot(slot) -> metrics.Slot:
-    night = slot.nights[-1]
-    return metrics.Slot(
-        level=slot.level,
-        slot=slot.index,
-        night=night,
-        experience=slot.experiences[-1],
-        documents=slot.documents,
-        dreams=slot.dreams,
-        dreams_file=f"dreams/night-{night:02d}.jsonl",
-        merged_from=slot.nights if len(slot.nights) > 1 else (),
-    )
+def write_slots(workdir: pathlib.Path, state: State) -> None:
+    """Writes slots.json: the slots in use, then those whose nights were taken out."""
+
+    def row(slot: Slot, forgotten: bool) -> metrics.Slot:
+        night = slot.nights[-1]
+        return metrics.Slot(
+            level=slot.level,
+            slot=slot.index,
+            night=night,
+            experience=slot.experiences[-1],
+            documents=slot.documents,
+            dreams=slot.dreams,
+            dreams_file=f"dreams/night-{night:02d}.jsonl",
+            merged_from=slot.nights if len(slot.nights) > 1 else (),
+            forgotten=forgotten,
+            share_of_answers=None if forgotten else slot.share_of_answers,
+        )
+
+    in_use, gone = [row(s, False) for s in state.slots], [row(s, True) for s in state.forgotten]
+    metrics.write_slots(workdir, in_use + gone)

@@ -30,7 +30,10 @@ import tensorboardX
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """How a night ended. `outcome` is "committed" or "rolled back", `reason` says why it was rolled back."""
+    """How a night ended: `outcome` is "committed" or "rolled back", `reason` says why it was rolled back.
+
+    A night that is taken out later has a second entry then, with the outcome "forgotten".
+    """
 
     night: int
     experience: str
@@ -255,7 +258,7 @@ class MetricsWriter:
     def __init__(self, workdir: str | os.PathLike, position: int | None = None):
         self._workdir = pathlib.Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._position = _cut(self._workdir / "metrics.jsonl", position)
+        self._lines = self._position = _cut(self._workdir / "metrics.jsonl", position)
         _cut(self._workdir / "timings.jsonl", None)
         self._metrics = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
         self._timings = (self._workdir / "timings.jsonl").open("a", encoding="utf-8")
@@ -264,6 +267,19 @@ class MetricsWriter:
     def position(self) -> int:
         """Number of lines in metrics.jsonl; belongs into the checkpoint."""
         return self._position
+
+    def seek(self, position: int) -> None:
+        """Goes to the `position()` of a checkpoint that is taken up again.
+
+        Lines behind it that a later checkpoint vouches for stay: what a resumed process repeats on its way to
+        that one is not written twice.
+
+        Raises:
+          ValueError: metrics.jsonl is shorter.
+        """
+        if position > self._lines:
+            raise ValueError(f"metrics.jsonl holds {self._lines} lines, fewer than {position}")
+        self._position = position
 
     def write(self, phase: str, cycle: int, step: int, scalars: Mapping[str, Any]) -> None:
         """Logs the scalars of a step; a value that is not finite is written as Python's json does (NaN).
@@ -275,9 +291,12 @@ class MetricsWriter:
         values = {name: float(value) for name, value in scalars.items()}
         if taken := sorted(place.keys() & values.keys()):
             raise ValueError(f"scalars {taken} of phase {phase!r} are named like the keys that place a line")
+        self._position += 1
+        if self._position <= self._lines:
+            return
+        self._lines = self._position
         self._metrics.write(json.dumps(place | values, sort_keys=True) + "\n")
         self._metrics.flush()
-        self._position += 1
         board = self._board(phase, int(cycle), int(step))
         for name, value in values.items():
             if math.isfinite(value):  # TensorBoard has no place for others, and warns.

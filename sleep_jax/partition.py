@@ -35,10 +35,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"scale[^/]*$", ()),
     (r"\ba_NLEDR$", (None, None, None, "fsdp", None)),
     (r"\bb_NLERD$", (None, None, None, None, "fsdp")),
-    (r"\bw_NLDE$", (None, None, "fsdp", None)),
+    (r"\b(w|pool)_NLDE$", (None, None, "fsdp", None)),
     (r"\ba_NDR$", (None, "fsdp", None)),
     (r"\bb_NRD$", (None, None, "fsdp")),
-    (r"\bw_ND$", (None, "fsdp")),
+    (r"\b(w|pool)_ND$", (None, "fsdp")),
     (r"\b(bias_NLE|bias_N|active_LE|\w+_L)$", ()),
 )
 

@@ -22,6 +22,7 @@ class State:
       memory: fast memory and slots.
       extra: arrays that a method keeps beside them.
       slots: provenance of every open slot.
+      forgotten: what slots held that were since taken out.
       retention: accuracy on every experience (columns, birth first) after each one lived (rows).
       nights: how each night ended.
       links: where each night lost what.
@@ -31,6 +32,7 @@ class State:
     memory: Memory
     extra: Tree = dataclasses.field(default_factory=dict)
     slots: list[Slot] = dataclasses.field(default_factory=list)
+    forgotten: list[Slot] = dataclasses.field(default_factory=list)
     retention: list[list[float]] = dataclasses.field(default_factory=list)
     nights: list[metrics.Night] = dataclasses.field(default_factory=list)
     links: list[metrics.Links] = dataclasses.field(default_factory=list)
@@ -42,6 +44,7 @@ class State:
         """What goes into a boundary's meta beside the arrays."""
         record = {
             "slots": [dataclasses.asdict(s) for s in self.slots],
+            "forgotten": [dataclasses.asdict(s) for s in self.forgotten],
             "retention": self.retention,
             "nights": [dataclasses.asdict(n) for n in self.nights],
             "links": [dataclasses.asdict(n) for n in self.links],
@@ -53,6 +56,7 @@ class State:
         return cls(
             **arrays,
             slots=[Slot.from_json(s) for s in record["slots"]],
+            forgotten=[Slot.from_json(s) for s in record.get("forgotten", ())],
             retention=record["retention"],
             nights=[metrics.Night(**n) for n in record["nights"]],
             links=[metrics.Links(**n) for n in record["links"]],
@@ -64,6 +68,8 @@ def load(world: World, name: str, like: State) -> State:
     arrays, meta = checkpoint.load_boundary(world.workdir, name, world.partitioner.abstract(like.arrays()))
     world.account = Account(**meta["account"])
     world.costs = meta["costs"] | world.costs
+    if world.writer is not None:
+        world.writer.seek(meta["metrics"])
     return State.restore(arrays, meta["state"])
 
 

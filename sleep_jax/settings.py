@@ -45,7 +45,7 @@ class SleepConfig:
     seed: SeedConfig = SeedConfig()
     recall: RecallConfig = RecallConfig()
     imitate: ImitateConfig = ImitateConfig()
-    optim: OptimConfig = OptimConfig(lr=3e-3)
+    optim: OptimConfig = OptimConfig(lr=5e-3)
 
     def __post_init__(self):
         if self.day_in_context and not self.day_at_hand:
@@ -70,6 +70,13 @@ class BaselineConfig:
     ewc_strength: float = 300.0  # lambda of EWC
     ewc_examples: int = 400  # examples per experience for the Fisher diagonal
     optim: OptimConfig = OptimConfig(lr=1e-3)
+
+    def __post_init__(self):
+        if not 0 < self.replay_share < 1:
+            raise ValueError(f"baseline.replay_share={self.replay_share} is not in (0, 1)")
+        for key in ("batch_rows", "replay_buffer", "ewc_examples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"baseline.{key}={getattr(self, key)} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,8 @@ class Memory:
 
     Attributes:
       fast: float32 deltas of the MLP weights, stacked over layers (`gate_NDF`, `up_NDF`, `down_NFD`).
-      bank: expert slots of every slow level (`a_NLEDR`, `b_NLERD`, router `w_NLDE`, `bias_NLE`).
+      bank: expert slots of every slow level (`a_NLEDR`, `b_NLERD`, router `w_NLDE`, `pool_NLDE`,
+        `bias_NLE`).
       active_LE: which slots are unlocked.
     """
 

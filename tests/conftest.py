@@ -66,3 +66,35 @@ def grown(scatter):
         return jax.device_put((params, memory))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def compiled(request):
+    """A directory of compiled programs that outlives the session."""
+    return request.config.cache.mkdir("xla")
+
+
+@pytest.fixture(scope="session")
+def born(tmp_path_factory, compiled):
+    """A small birth, for `config.birth.checkpoint`."""
+    import lives
+    from sleep_jax import life
+    from sleep_jax.data import stream
+
+    path = tmp_path_factory.mktemp("born") / "birth"
+    config = lives.config(checkpoint_every=1000)
+    with lives.quick(compiled):
+        life.birth(config, config.seed, path, stream.load(config.stream))
+    return path
+
+
+@pytest.fixture(scope="session")
+def lived(tmp_path_factory, compiled, born):
+    """The work directory of three days and nights without incident; the third night merges the first two."""
+    import lives
+    from sleep_jax import life
+
+    path = tmp_path_factory.mktemp("lived") / "life"
+    with lives.quick(compiled):
+        life.run(lives.config(birth={"checkpoint": str(born)}), str(path))
+    return path

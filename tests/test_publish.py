@@ -16,7 +16,7 @@ def world(path, questions):
 
 
 def state(retention):
-    return types.SimpleNamespace(retention=retention, links=[], slots=[], nights=[])
+    return types.SimpleNamespace(retention=retention, links=[], slots=[], forgotten=[], nights=[])
 
 
 def test_a_life_in_progress_sees_one_experience_ahead(tmp_path):

@@ -175,6 +175,6 @@ def _reject_blank(ex: Example, name: str, part: str) -> None:
 def _reject_long(length: int, max_len: int | None, text: str) -> None:
     if max_len is not None and length > max_len:
         raise ValueError(
-            f"a sequence of {length} tokens does not fit into {max_len} (key model.max_len); "
+            f"a sequence of {length} tokens does not fit into {max_len} (keys row_length, model.max_len); "
             f"it begins {text[:60]!r}"
         )

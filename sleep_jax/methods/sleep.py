@@ -1,20 +1,25 @@
 """Sleep: by day fast memory follows the stream, by night it is consolidated into a fresh protected slot."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from sleep_jax import evals, metrics
 from sleep_jax import wake as wake_lib
 from sleep_jax.data import pipeline
-from sleep_jax.data.stream import Experience
+from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import World, fit
 from sleep_jax.methods import finetune
 from sleep_jax.methods.base import Method
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.phases import State
-from sleep_jax.sleep import night
+from sleep_jax.sleep import night, selves
 from sleep_jax.sleep.night import Variant, ask
+from sleep_jax.sleep.selves import Slot
+from sleep_jax.types import Memory, Tree
+
+USED_PROBES = 300  # most probes that a slot's use is measured on
 
 
 def method(variant: Variant) -> Method:
@@ -48,12 +53,16 @@ def nights_sleep(
     awake = evals.accuracies(ask(world, state.params, state.memory), [e.test for e in lived])
     resting = ask(world, state.params, memory_lib.rest(state.memory))
     old_before = evals.accuracy(resting, [p for e in lived[:-1] for p in e.test])
-    outcome = night.run(world, name, cycle, state.params, state.memory, state.slots, experience, variant)
+    # A night that was rolled back has left its day at hand.
+    first = max((n.night for n in state.nights if n.outcome == "committed"), default=0)
+    days = world.stream.days[first:cycle]
+    outcome = night.run(world, name, cycle, state.params, state.memory, state.slots, days, variant)
     after = evals.accuracies(ask(world, outcome.params, outcome.memory), [e.test for e in lived])
     student = None
     if outcome.place:
         forced = memory_lib.force_slot(outcome.memory, *outcome.place)
         student = evals.accuracy(ask(world, outcome.params, forced), experience.test)
+    slots = _used(world, outcome.params, outcome.memory, outcome.slots, [p for e in lived for p in e.test])
     dreamt = {evals.normalise(d.example.answer) for d in outcome.new_dreams}
     links = metrics.Links(
         night=cycle,
@@ -70,7 +79,18 @@ def nights_sleep(
         state,
         params=outcome.params,
         memory=outcome.memory,
-        slots=outcome.slots,
+        slots=slots,
         nights=[*state.nights, outcome.night],
         links=[*state.links, links],
     )
+
+
+def _used(
+    world: World, params: Tree, memory: Memory, slots: Sequence[Slot], probes: Sequence[Example]
+) -> list[Slot]:
+    """The slots with their share of the answers to a sample of the probes, evenly spaced."""
+    asked = probes[:: -(-len(probes) // USED_PROBES)]
+    answers = ask(world, params, memory)(asked)
+    batch_size = world.config.eval_batch // 4
+    share_LE = selves.leading(world.model, world.tok, params, memory, asked, answers, batch_size)
+    return [dataclasses.replace(s, share_of_answers=float(share_LE[s.level, s.index])) for s in slots]

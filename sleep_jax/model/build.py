@@ -18,7 +18,7 @@ def _layer_inputs(memory: Memory | None) -> Tree:
     return layer if memory.fast is None else {**layer, "fast": memory.fast}
 
 
-@functools.cache  # the same shapes give the same functions, so that lives in one process share what is compiled
+@functools.cache  # the same shapes give the same functions: lives in one process share what is compiled
 def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Model:
     """The pure functions of a decoder of this shape; `eos` is the token that ends a text."""
     net = Transformer(config, memory_config)

@@ -66,7 +66,6 @@ class MemoryConfig:
     static_share: float = 0.0  # share of layers (or slices) that no fast level owns
     slow_levels: int = 1  # L, banks of expert slots, fastest first
     slots: int = 6  # E, physical slots per bank; the last free one is kept for merging
-    first_layer: int = 0  # lowest layer whose slots are used; below it the slow levels have none
     rank: int = 64  # R, hidden width of an expert
     expert_scale: float = 2.0  # alpha / R
 
@@ -84,9 +83,10 @@ class MemoryConfig:
             raise ValueError(f"memory.reading={self.reading!r} is neither 'depth' nor 'width'")
         if not 0 <= self.static_share < 1:
             raise ValueError(f"memory.static_share={self.static_share} is not in [0, 1)")
-        if self.slots < 2:
+        if self.slots < 3:
             raise ValueError(
-                f"memory.slots={self.slots}: a bank needs one slot to fill and one kept for merging"
+                f"memory.slots={self.slots}: a bank needs at least 3, one for what was merged, one to fill "
+                "and one kept for merging"
             )
         for key in ("slow_levels", "rank"):
             if getattr(self, key) < 1:

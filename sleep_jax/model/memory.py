@@ -50,6 +50,7 @@ def init(model: ModelConfig, memory: MemoryConfig, key: Array) -> Memory:
         "a_NLEDR": jax.random.normal(key, (N, L, E, D, R), jnp.float32) * D**-0.5,
         "b_NLERD": jnp.zeros((N, L, E, R, D), jnp.float32),
         "w_NLDE": jnp.zeros((N, L, D, E), jnp.float32),
+        "pool_NLDE": jnp.zeros((N, L, D, E), jnp.float32),
         "bias_NLE": jnp.zeros((N, L, E), jnp.float32),
     }
     return Memory(fast=fast, bank=bank, active_LE=jnp.zeros((L, E), bool))
@@ -72,6 +73,7 @@ def clear_slots(memory: Memory, mask: np.ndarray) -> Memory:
         "a_NLEDR": jnp.where(keep[None, :, :, None, None], memory.bank["a_NLEDR"], 0),
         "b_NLERD": jnp.where(keep[None, :, :, None, None], memory.bank["b_NLERD"], 0),
         "w_NLDE": jnp.where(keep[None, :, None], memory.bank["w_NLDE"], 0),
+        "pool_NLDE": jnp.where(keep[None, :, None], memory.bank["pool_NLDE"], 0),
         "bias_NLE": jnp.where(keep[None], memory.bank["bias_NLE"], 0),
     }
     return dataclasses.replace(memory, bank=bank, active_LE=memory.active_LE & keep)
@@ -106,6 +108,7 @@ def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
         "a_NDR": jax.random.normal(key, (N, D, R), jnp.float32) * D**-0.5,
         "b_NRD": jnp.zeros((N, R, D), jnp.float32),
         "w_ND": jnp.zeros((N, D), jnp.float32),
+        "pool_ND": jnp.zeros((N, D), jnp.float32),
         "bias_N": jnp.zeros((N,), jnp.float32),
     }
 
@@ -119,6 +122,7 @@ def write_slot(
         "a_NLEDR": bank["a_NLEDR"].at[:, level, index].set(slot["a_NDR"]),
         "b_NLERD": bank["b_NLERD"].at[:, level, index].set(slot["b_NRD"]),
         "w_NLDE": bank["w_NLDE"].at[:, level, :, index].set(slot["w_ND"]),
+        "pool_NLDE": bank["pool_NLDE"].at[:, level, :, index].set(slot["pool_ND"]),
         "bias_NLE": bank["bias_NLE"].at[:, level, index].set(slot["bias_N"]),
     }
     active = memory.active_LE.at[..., level, index].set(True) if unlock else memory.active_LE
@@ -132,8 +136,22 @@ def read_slot(memory: Memory, level: int, index: int) -> Tree:
         "a_NDR": bank["a_NLEDR"][:, level, index],
         "b_NRD": bank["b_NLERD"][:, level, index],
         "w_ND": bank["w_NLDE"][:, level, :, index],
+        "pool_ND": bank["pool_NLDE"][:, level, :, index],
         "bias_N": bank["bias_NLE"][:, level, index],
     }
+
+
+def router_logits(h_BTD: Array, seen_BSD: Array, mask_BTS: Array, bank: Tree) -> Array:
+    """Float32 score of every slot: h_t w + mean_{s <= t} h_s p + bias, the mean over what the token attends to.
+
+    The mean is our reading; the paper says no more than that each level has a router. One token rarely tells
+    which day a text belongs to, all words so far mostly do: without it a new expert takes over tokens of old texts.
+    """
+    share_BTS = mask_BTS / jnp.maximum(mask_BTS.sum(-1, keepdims=True), 1)
+    mean_BTD = jnp.einsum("bts,bsd->btd", share_BTS, seen_BSD.astype(jnp.float32))
+    both_BTD = jnp.concatenate([h_BTD.astype(jnp.float32), mean_BTD], axis=-1)
+    both_DLE = jnp.concatenate([bank["w_NLDE"], bank["pool_NLDE"]], axis=1).transpose(1, 0, 2)
+    return project(both_BTD, both_DLE) + bank["bias_NLE"]
 
 
 def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None) -> Array:

@@ -26,20 +26,24 @@ class Block(nn.Module):
         c = self.config
         h_BTD = RMSNorm(c, name="attn_norm")(x_BTD)
         attention = Attention(c, name="attn")
-        y_BTD, kv = attention(h_BTD, shared["positions_BT"], shared["mask_BTS"], layer.get("cache"))
+        cache = layer.get("cache")
+        kv_cache = None if cache is None else (*cache[:2], cache[-1])
+        y_BTD, kv = attention(h_BTD, shared["positions_BT"], shared["mask_BTS"], kv_cache)
         x_BTD = x_BTD + y_BTD
         h_BTD = RMSNorm(c, name="mlp_norm")(x_BTD)
         y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"))
         gates_BTLE = None
         if "bank" in layer:
             bank = layer["bank"]
-            w_DLE = bank["w_NLDE"].transpose(1, 0, 2)
-            logits_BTLE = project(h_BTD.astype(jnp.float32), w_DLE) + bank["bias_NLE"]
+            seen_BSD = h_BTD
+            if cache is not None:
+                seen_BSD = jax.lax.dynamic_update_slice_in_dim(cache[2][:, 0], h_BTD, cache[3], axis=1)
+            kv = (*kv, seen_BSD[:, None])
+            logits_BTLE = memory_lib.router_logits(h_BTD, seen_BSD, shared["mask_BTS"], bank)
             keys_B = shared.get("random_keys_B")
             if keys_B is not None:
                 keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer["index"])
-            active = shared["active"] & (layer["index"] >= self.memory_config.first_layer)
-            gates_BTLE = memory_lib.route(logits_BTLE, active, keys_B)
+            gates_BTLE = memory_lib.route(logits_BTLE, shared["active"], keys_B)
             y_BTD = y_BTD + memory_lib.experts(h_BTD, bank, gates_BTLE, self.memory_config.expert_scale)
         return x_BTD + y_BTD, {"kv": kv, "gates_BTLE": gates_BTLE}
 

@@ -4,6 +4,7 @@ Source: Sleep (2606.03979), section 3.3 and Eq. 3-4, with generalised distillati
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -33,7 +34,7 @@ class SeedConfig:
     kl_clip: float = 0.0  # largest contribution of a vocabulary entry, in nats; 0 is none
     alpha: float = 0.9  # weight of distillation; 1 - alpha goes to imitation
     on_policy: float = 0.25  # lambda, weight of the student's own samples in distillation
-    prompt_weight: float = 0.5  # weight of a dream's prompt tokens against its answer's
+    prompt_weight: float = 0.2  # weight of a dream's prompt tokens against its answer's
 
     def __post_init__(self):
         for key in ("beta", "alpha", "on_policy"):
@@ -157,6 +158,7 @@ def encode(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> list[encodi
     return encoded
 
 
+@functools.lru_cache(maxsize=8)
 def scorer(model: Model):
     """Jitted `score(params, memory, tokens_BT, segments_BT, positions_BT) -> hidden_BTD` of a teacher."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sleep_jax import evals, metrics, optim, rng, rollout, steps, terminal, trees
 from sleep_jax.data import encoding, pipeline
-from sleep_jax.data.stream import Example, Experience
+from sleep_jax.data.stream import Example, Experience, merge
 from sleep_jax.fit import Early, World, fit
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.settings import SleepConfig
@@ -33,7 +33,10 @@ class Variant:
 
 @dataclasses.dataclass
 class Taught:
-    """Dreams split into what is trained on and what is held out, with their teachers."""
+    """Dreams split into what is trained on and what is held out, with their teachers.
+
+    Of two dreams or more of one teacher at least one is held out.
+    """
 
     train: list[tuple[Self, list[Dream]]]
     held_out: list[tuple[Self, list[Dream]]]
@@ -45,10 +48,17 @@ class Taught:
         for self_, dreams in taught:
             kept = [d for d in dreams if d.kept]
             order = draw.permutation(len(kept))
-            cut = int(round(len(kept) * share))
+            cut = max(round(len(kept) * share), int(len(kept) > 1))
             held_out.append((self_, [kept[i] for i in order[:cut]]))
             train.append((self_, [kept[i] for i in order[cut:]]))
         return cls(train, held_out)
+
+    def lacking(self) -> str:
+        """Why nothing can be learnt from these dreams; '' when something can."""
+        counts = {k: sum(len(dreams) for _, dreams in getattr(self, k)) for k in ("train", "held_out")}
+        if all(counts.values()):
+            return ""
+        return f"only {sum(counts.values())} dreams to learn from were kept, too few to hold one out"
 
 
 def dream(
@@ -143,7 +153,7 @@ def seed(
         )
 
     rehearsed = old.train if variant.rehearse else []
-    parts = [lessons(taught) for taught in (new.train, rehearsed) if taught]
+    parts = [lessons(taught) for taught in (new.train, rehearsed) if any(dreams for _, dreams in taught)]
     if context:
         (awake, dreams), *_ = new.train
         told = consolidate.lessons_in_context(
@@ -255,28 +265,39 @@ def run(
     params: Tree,
     memory: Memory,
     slots: list[Slot],
-    experience: Experience,
+    days: Sequence[Experience],
     variant: Variant,
 ) -> "Outcome":
-    """One night as a transaction.
+    """One night as a transaction, for the day and for those before it whose nights were rolled back.
 
     1. Room is made: a full level is consolidated into the next, or merged if it is the slowest.
     2. Every self dreams what it knows; a share of the dreams is held out.
     3. A fresh slot is seeded, all else frozen.
     4. The sleeper is compared with its pre-sleep self on the held-out dreams. When the past got worse by more
        than `sleep.margin`, or anything is not finite, the memory stays as it was in the evening: the slot
-       stays locked and the day stays in fast memory, for the next night.
+       stays locked and the day stays in fast memory and at hand, for the next night.
     """
     config = world.config.sleep
-    memory, slots = make_room(world, name, cycle, params, memory, slots)
+    today = days[-1].name
+    experience = merge(today, days)
+
+    def rolled_back(reason: str, new_dreams: Sequence[Dream] = ()) -> Outcome:
+        night = metrics.Night(cycle, today, "rolled back", reason)
+        return Outcome(params, memory, slots, night, [d for d in new_dreams if d.kept], None)
+
+    memory, slots, reason = make_room(world, name, cycle, params, memory, slots)
+    if reason:
+        return rolled_back(reason)
     shape = memory.active_LE.shape
     past = selves.earlier(slots, shape, world.stream.birth.name, len(world.stream.birth.train))
-    awake = selves.awake(past, experience.name, len(experience.train))
+    awake = selves.awake(past, today, len(experience.train))
     old_dreams, new_dreams = dream(world, params, memory, past, awake, experience, cycle, config)
     dreams = [d for _, ds in old_dreams for d in ds] + new_dreams
     write_dreams(world, cycle, dreams)
     old = Taught.split(old_dreams, config.held_out, cycle)
     new = Taught.split([(awake, new_dreams)], config.held_out, cycle)
+    if reason := new.lacking():
+        return rolled_back(reason, new_dreams)
     resting = memory_lib.rest(memory)
     place = (0, free_slots(memory, 0)[0])
     student = resting if variant.mask_fast_before_seed else memory
@@ -289,17 +310,14 @@ def run(
     new_after = agreement(world, seeding.params, slept, new.held_out)
     judged = {"old_before": before, "old_after": after, "new_after": new_after}
     world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
-    reason = verdict(seeding.finite, before, after, config.margin)
-    kept_new = [d for d in new_dreams if d.kept]
-    if reason:
-        night = metrics.Night(cycle, experience.name, "rolled back", reason)
-        return Outcome(params, memory, slots, night, kept_new, None)
+    if reason := verdict(seeding.finite, before, after, config.margin):
+        return rolled_back(reason, new_dreams)
     if variant.expand:
-        slots = [
-            *slots,
-            Slot(*place, (cycle,), (experience.name,), len(experience.train), sum(d.kept for d in dreams)),
-        ]
-    night = metrics.Night(cycle, experience.name, "committed")
+        nights = tuple(range(cycle - len(days) + 1, cycle + 1))
+        names = tuple(d.name for d in days)
+        slots = [*slots, Slot(*place, nights, names, len(experience.train), sum(d.kept for d in dreams))]
+    night = metrics.Night(cycle, today, "committed")
+    kept_new = [d for d in new_dreams if d.kept]
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
 
 
@@ -342,19 +360,25 @@ def free_slots(memory: Memory, level: int) -> list[int]:
 
 def make_room(
     world: World, name: str, cycle: int, params: Tree, memory: Memory, slots: list[Slot], level: int = 0
-) -> tuple[Memory, list[Slot]]:
+) -> tuple[Memory, list[Slot], str]:
     """Sees to it that a level has a slot to fill beside the one kept for merging.
 
     A full level is distilled into one fresh slot, of the next slower level, or of itself if it is the
     slowest; then its own slots are reset. The teachers are all earlier selves, the student has the level's
-    slots masked.
+    slots masked. A merge is a transaction as the night is: if what is known got worse by more than
+    `sleep.margin`, or anything is not finite, nothing is reset.
+
+    Returns:
+      Memory and slots, and why there is no room; '' when there is.
     """
     if len(free_slots(memory, level)) > 1:
-        return memory, slots
+        return memory, slots, ""
     L, E = memory.active_LE.shape
     target = min(level + 1, L - 1)
     if target != level:
-        memory, slots = make_room(world, name, cycle, params, memory, slots, target)
+        memory, slots, reason = make_room(world, name, cycle, params, memory, slots, target)
+        if reason:
+            return memory, slots, reason
     moved = [s for s in slots if s.level == level]
     place = (target, free_slots(memory, target)[0])
     nights = tuple(n for s in moved for n in s.nights)
@@ -372,6 +396,9 @@ def make_room(
     merging = {n for s in moved for n in s.experiences}
     old = Taught.split([d for d in dreams if not merging & set(d[0].knows)], config.held_out, cycle)
     new = Taught.split([d for d in dreams if merging & set(d[0].knows)], config.held_out, cycle)
+    refused = f"level {level + 1} is full (memory.slots={E}) and merging nights {nights} failed: "
+    if reason := new.lacking():
+        return memory, slots, refused + reason
     mask = np.zeros((L, E), bool)
     for s in moved:
         mask[s.level, s.index] = True
@@ -386,11 +413,14 @@ def make_room(
         sum(s.documents for s in moved),
         sum(s.dreams for s in moved),
     )
-    memory = memory_lib.clear_slots(dataclasses.replace(seeding.memory, fast=memory.fast), mask)
-    world.writer.write(
-        "merge", cycle, level, {"held_out_kl": seeding.held_out_kl, "slots": float(len(moved))}
-    )
-    return memory, [*(s for s in slots if s not in moved), merged]
+    after = memory_lib.clear_slots(dataclasses.replace(seeding.memory, fast=memory.fast), mask)
+    held_out = [*old.held_out, *new.held_out]
+    knew, knows = (agreement(world, params, memory_lib.rest(m), held_out) for m in (memory, after))
+    shown = {"held_out_kl": seeding.held_out_kl, "slots": len(moved), "before": knew, "after": knows}
+    world.writer.write("merge", cycle, level, {k: v for k, v in shown.items() if v is not None})
+    if reason := verdict(seeding.finite, knew, knows, config.margin):
+        return memory, slots, refused + reason
+    return after, [*(s for s in slots if s not in moved), merged], ""
 
 
 def write_dreams(world: World, cycle: int, dreams: Sequence[Dream]) -> None:

@@ -7,12 +7,17 @@ reading.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.types import Memory
+from sleep_jax.types import Memory, Model, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Slot:
       experiences: names of what was lived on the days before, in the same order.
       documents: number of examples of those days.
       dreams: number of dreams that it was seeded from.
+      share_of_answers: share of this life's probes in whose answers it was chosen most, by `leading`.
     """
 
     level: int
@@ -33,6 +39,7 @@ class Slot:
     experiences: tuple[str, ...]
     documents: int
     dreams: int
+    share_of_answers: float | None = None
 
     @classmethod
     def from_json(cls, fields: dict) -> "Slot":
@@ -81,3 +88,49 @@ def seen_by(memory: Memory, self_: Self, *, alone: bool = False) -> Memory:
     """The memory that this self has."""
     memory = memory if self_.awake else memory_lib.rest(memory)
     return memory_lib.with_active(memory, self_.alone if alone else self_.active)
+
+
+@functools.lru_cache(maxsize=8)
+def _mean_routes(model: Model):
+    @jax.jit
+    def mean(params, memory, tokens_BT, weights_BT):
+        routes_BTLE = model.apply(params, tokens_BT, memory=memory).routes_BTLE
+        return jnp.einsum("btle,bt->ble", routes_BTLE, weights_BT) / weights_BT.sum(1)[:, None, None]
+
+    return mean
+
+
+def leading(
+    model: Model,
+    tok: Tokenizer,
+    params: Tree,
+    memory: Memory,
+    probes: Sequence[Example],
+    answers: Sequence[str],
+    batch_size: int,
+) -> np.ndarray:
+    """Share of the answers in which each slot was chosen most, as share_LE; it sums to at most 1.
+
+    Where an answer's tokens are predicted, every layer and level chooses a slot or none. The slot with the
+    largest share of these choices leads the answer, unless that of "none" is larger.
+
+    Args:
+      model, tok, params, memory: who answered.
+      probes: n questions.
+      answers: what was answered to each.
+      batch_size: questions per compiled call.
+    """
+    width = model.config.max_len
+    tokens, weights = np.zeros((len(probes), width), np.int32), np.zeros((len(probes), width), np.float32)
+    for i, (probe, answer) in enumerate(zip(probes, answers, strict=True)):
+        question = [tok.bos, *tok.encode(" " + probe.prompt), tok.ans]
+        ids = [*question, *tok.encode(" " + answer)][:width]
+        tokens[i, : len(ids)] = ids
+        weights[i, len(question) - 1 : len(ids)] = 1
+    led = np.zeros(memory.active_LE.size + 1)
+    for start in range(0, len(probes), batch_size):
+        index = np.arange(start, start + batch_size) % len(probes)
+        routes_BLE = np.asarray(_mean_routes(model)(params, memory, tokens[index], weights[index]))
+        for routes_LE in routes_BLE[: len(probes) - start]:
+            led[np.argmax([*routes_LE.ravel(), 1 - routes_LE.sum(-1).mean()])] += 1
+    return (led[:-1] / len(probes)).reshape(memory.active_LE.shape)

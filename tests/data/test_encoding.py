@@ -117,7 +117,7 @@ def test_too_long_or_blank(encode):
     length = len(encode(TOK, EX).tokens)
     encode(TOK, EX, length)
     with pytest.raises(
-        ValueError, match=rf"{length} tokens .* {length - 1} \(key model.max_len\).*'Where was"
+        ValueError, match=rf"{length} tokens .* {length - 1} \(keys row_length, model.max_len\).*'Where was"
     ):
         encode(TOK, EX, length - 1)
     for bad in (Example("", "text"), Example("x", " "), Example("\n", "x")):

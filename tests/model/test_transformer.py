@@ -49,7 +49,7 @@ class Reference:
 
     def rope(self, x_TK):
         half = self.c.head_size // 2
-        angle = np.arange(len(x_TK))[:, None] * self.c.rope_theta ** (-np.arange(half) / half)
+        angle = self.positions_T[:, None] * self.c.rope_theta ** (-np.arange(half) / half)
         z = (x_TK[:, :half] + 1j * x_TK[:, half:]) * np.exp(1j * angle)
         return np.concatenate([z.real, z.imag], axis=-1)
 
@@ -78,7 +78,8 @@ class Reference:
                     y_TD[t] += self.scale * (h_R / (1 + np.exp(-h_R))) @ bank["b_NLERD"][n, level, best]
         return y_TD
 
-    def logits(self, tokens_T):
+    def logits(self, tokens_T, positions_T):
+        self.positions_T = positions_T
         p, fast = self.params["blocks"], self.memory.fast
         x_TD = self.params["embed_VD"][tokens_T]
         for n in range(self.c.layers):
@@ -96,11 +97,14 @@ def test_logits_are_those_of_a_decoder_written_in_numpy(settings, tiny, grown):
     model = tiny(**settings)
     params, memory = grown(model)
     memory = opened(memory, (0, 0), (0, 2), (1, 1))
-    tokens_BT = tokens(B, T)
-    out = jitted(model)(params, memory, tokens_BT)
+    tokens_BT, positions_BT = tokens(B, T), np.tile(np.arange(T), (B, 1))
+    where = {}
+    if not settings:  # distances count, and not only the order
+        positions_BT = where["positions_BT"] = positions_BT * np.array([[1], [2], [5]])
+    out = jitted(model)(params, memory, tokens_BT, **where)
     reference = Reference(model, params, memory)
-    for row, tokens_T in zip(out.logits_BTV, tokens_BT, strict=True):
-        np.testing.assert_allclose(row, reference.logits(tokens_T), rtol=2e-4, atol=2e-4)
+    for row, *given in zip(out.logits_BTV, tokens_BT, positions_BT, strict=True):
+        np.testing.assert_allclose(row, reference.logits(*given), rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(model.unembed(params, out.hidden_BTD), out.logits_BTV, rtol=1e-4, atol=1e-5)
     routes_BTLE = np.asarray(out.routes_BTLE)
     assert routes_BTLE.shape == (B, T, 2, 3) and set(np.unique(routes_BTLE)) == {0.0, 0.5, 1.0}
@@ -129,7 +133,7 @@ def test_a_model_without_a_bank_tells_no_routes(tiny, grown):
 
 
 def test_a_token_changes_nothing_before_it(tiny, grown):
-    model = tiny()
+    model = tiny(**QWEN_LIKE)
     params, memory = grown(model)
     memory, run, x = opened(memory, (0, 0), (1, 2)), logits(model), tokens(B, T)
     before = run(params, memory, x)
@@ -243,7 +247,7 @@ def test_a_shape_that_cannot_be_is_named(settings, said):
         ({"periods": (0, 16)}, "at least 1 token"),
         ({"reading": "both"}, "'both' is neither"),
         ({"static_share": 1.0}, r"static_share=1.0 is not in \[0, 1\)"),
-        ({"slots": 1}, "memory.slots=1"),
+        ({"slots": 2}, "memory.slots=2"),
         ({"rank": 0}, "memory.rank=0"),
     ],
 )

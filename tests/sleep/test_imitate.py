@@ -29,7 +29,7 @@ def tok():
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny(vocab_size=300, max_len=64, slots=4, slow_levels=1)
+    return tiny(vocab_size=300, layers=1, max_len=64, slots=4, slow_levels=1)
 
 
 # Rewards.

@@ -227,14 +227,14 @@ def test_old_dreams_are_credited_in_proportion_to_what_each_self_learnt(model, t
     for nights in range(6):
         past = past_of(*range(1, nights + 1), documents=documents, at_birth=100)
         awake = selves.awake(past, "today", 10)
-        world = world_of(model, tok, old_dreams=600, new_dreams=50, day_at_hand=False)
+        world = world_of(model, tok, old_dreams=300, new_dreams=20, day_at_hand=False)
         day = Experience("today", (), (), ())
         old, new = night.dream(world, {}, memory, past, awake, day, nights + 1, world.config.sleep)
         kept = Counter(d.credited for _, ds in old for d in ds if d.kept)
         learnt = dict(zip(["birth", *(f"day {n}" for n in range(1, 6))], (100, *documents), strict=True))
         total = sum(learnt[k] for k in kept)
         assert set(kept) == {k for s in past for k in s.knows}
-        assert kept == {k: round(600 * learnt[k] / total) for k in kept}
+        assert kept == {k: round(300 * learnt[k] / total) for k in kept}
         assert all(d.teacher == self_.name for self_, ds in old for d in ds), "who dreamt it teaches it"
         assert {d.teacher for d in new} == {"awake"} and {d.credited for d in new} == {"today"}
         shares[nights] = {k: kept[k] / kept["birth"] for k in kept}

@@ -1,12 +1,16 @@
 import dataclasses
 import json
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sleep_jax.data.stream import Example
 from sleep_jax.sleep import selves
 from sleep_jax.sleep.selves import Slot
+from sleep_jax.types import Memory, Output
 
 SHAPE = (2, 4)
 
@@ -104,3 +108,36 @@ def test_a_self_is_routed_to_its_own_slots_and_alone_to_what_it_added(heard):
             assert not (used_LE & ~allowed).any()
             assert used_LE.any() == allowed.any()
     assert np.asarray(heard(past[-1]).routes_BTLE).max((0, 1))[0, :2].any(), "older slots are still heard"
+
+
+class Signposts:
+    """A model that tells of token t that slot t was chosen in the share `routes[t]` of the layers."""
+
+    config = types.SimpleNamespace(max_len=8)
+    routes_VE = np.zeros((16, 4), np.float32)
+    routes_VE[[6, 7, 8, 9], [0, 1, 2, 3]] = [0.9, 0.8, 0.4, 0.6]
+
+    def apply(self, params, tokens_BT, *, memory):
+        return Output(None, None, jnp.asarray(self.routes_VE)[tokens_BT].reshape(*tokens_BT.shape, 1, 4))
+
+
+def test_the_slot_chosen_most_where_an_answer_is_predicted_leads_it():
+    words = {
+        "six": [6],
+        "seven": [7],
+        "eight": [8],
+        "nine": [9],
+        "plain": [10],
+        "long": [10, 10, 9, 9, 9, 9, 9],
+    }
+    tok = types.SimpleNamespace(bos=1, ans=3, encode=lambda text: [i for w in text.split() for i in words[w]])
+    memory = Memory(fast=None, bank=None, active_LE=np.ones((1, 4), bool))
+
+    def lead(*pairs):
+        probes = [Example(p, "never looked at") for p, _ in pairs]
+        return selves.leading(Signposts(), tok, {}, memory, probes, [a for _, a in pairs], 3).tolist()
+
+    assert lead(("six", "seven seven seven")) == [[0, 1, 0, 0]], "questions are read, not answered"
+    assert lead(("six", "plain")) == lead(("six", "eight")) == [[0, 0, 0, 0]], "none was chosen more often"
+    many = [("six", "seven seven seven")] * 3 + [("seven", "six six")] * 2 + [("plain", "plain")] * 3
+    assert lead(*many) == [[2 / 8, 3 / 8, 0, 0]], "the last batch is not full"

@@ -1,0 +1,131 @@
+"""A life that is small enough for a test, and a process that lives it while it kills itself again and again.
+
+python tests/lives.py WORKDIR BIRTH CACHE KILLS, with KILLS a JSON list of [place, ...]:
+
+    ["line", phase, cycle, step]   as soon as this line of metrics.jsonl is written
+    ["boundary", name]             between a boundary and what follows it
+    ["write", name]                the arrays of this checkpoint written, and nothing else of it
+
+After each kill the same life is started again, at last without one.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from unittest import mock
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from sleep_jax import checkpoint, life, metrics, partition, settings
+
+SMALL = {
+    "vocab_size": 600,
+    "row_length": 32,
+    "answer_tokens": 8,
+    "eval_batch": 16,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "stream": {"people_at_birth": 4, "people_per_day": 2, "attributes": 1, "days": 3},
+    "model": {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_size": 16, "ff": 64, "max_len": 32},
+    "memory": {"periods": (96,), "slots": 3, "rank": 4},
+    "birth": {"epochs": 60, "batch_rows": 4, "optim": {"lr": 5e-3}},
+    "wake": {"rule": "adam", "lr": (3e-3,), "passes": 2},
+    "sleep": {
+        "old_dreams": 8,
+        "new_dreams": 4,
+        "steps": 6,
+        "batch_rows": 4,
+        "held_out": 0.25,
+        "validate_every": 3,
+        "margin": 1.0,
+        "recall": {"max_new": 31, "rounds": 1, "batch_size": 16, "answer_max_new": 8},
+        "imitate": {"prompts": 2, "samples": 2, "max_new": 8, "width": 24, "refresh": 2},
+        "optim": {"weight_decay": 0.1},
+    },
+    "baseline": {"gradient_tokens": 400, "batch_rows": 4, "replay_buffer": 8, "ewc_examples": 8},
+}
+
+
+def changed(values: dict, **changes) -> dict:
+    """Nested mappings with some keys set otherwise."""
+    merged = dict(values)
+    for key, value in changes.items():
+        merged[key] = changed(merged.get(key, {}), **value) if isinstance(value, dict) else value
+    return merged
+
+
+def config(**changes) -> settings.Config:
+    return settings.load(changed(SMALL, **changes))
+
+
+@contextlib.contextmanager
+def quick(cache: str | os.PathLike):
+    """One device, whatever there are; programs compiled without much thought, once for all processes."""
+    keys = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {key: jax.config.values[key] for key in keys}
+    alone = lambda mesh: partition.Partitioner(mesh, jax.devices()[:1])  # noqa: E731
+    try:
+        for key, value in keys.items():
+            jax.config.update(key, value)
+        compilation_cache.reset_cache()
+        with mock.patch.object(life, "Partitioner", alone):
+            yield
+    finally:
+        for key, value in before.items():
+            jax.config.update(key, value)
+        compilation_cache.reset_cache()
+
+
+def doomed(module, name: str, when) -> mock._patch:
+    """A patch by which the process dies as soon as `module.name` has returned from a call like `when`."""
+    original = getattr(module, name)
+
+    def call(*args, **kwargs):
+        result = original(*args, **kwargs)
+        if when(*args):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return mock.patch.object(module, name, call)
+
+
+def end(place: str, *what) -> mock._patch:
+    if place == "line":
+        return doomed(metrics.MetricsWriter, "write", lambda self, *args: list(args[:3]) == list(what))
+    if place == "boundary":
+        return doomed(checkpoint, "save_boundary", lambda workdir, name, *args: name == what[0])
+    return doomed(checkpoint.ocp, "save", lambda path, *args: path.parent.name == f".{what[0]}.half")
+
+
+def main(workdir: str, birth: str, cache: str, kills: str) -> None:
+    for kill in [*json.loads(kills), None]:
+        sys.stdout.flush()
+        child = os.fork()  # jax is imported but not started: each child starts its own
+        if not child:
+            code = 1
+            try:
+                with quick(cache), end(*kill) if kill else contextlib.nullcontext():
+                    life.run(config(birth={"checkpoint": birth}), workdir)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        wanted = -signal.SIGKILL if kill else 0
+        if code != wanted:
+            sys.exit(f"{kill}: the process ended with {code} instead of {wanted}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,105 @@
+"""`python -m launch.bench` as a person runs it, at a tiny size; no times are asserted."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SIZES = {
+    "vocab_size": 64,
+    "row_length": 16,
+    "eval_batch": 32,
+    "answer_tokens": 4,
+    "model.width": 16,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.kv_heads": 2,
+    "model.head_size": 8,
+    "model.ff": 24,
+    "model.max_len": 32,
+    "memory.periods": "(128,)",
+    "memory.slots": 3,
+    "memory.rank": 4,
+    "sleep.batch_rows": 8,
+    "sleep.recall.batch_size": 8,
+    "sleep.recall.max_new": 12,
+    "sleep.recall.answer_max_new": 4,
+    "sleep.imitate.width": 16,
+    "sleep.imitate.prompts": 4,
+    "sleep.imitate.samples": 2,
+    "sleep.imitate.max_new": 8,
+}
+# Parameters that multiply: attention and MLP of two layers, the slots of their banks, and the output head.
+BACKBONE, BANK, HEAD = 2 * (4 * 16 * 16 + 3 * 16 * 24), 2 * (2 * 3 * 16 * 4), 64 * 16
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """The JSON and what was printed."""
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    keys = [f"--config.{key}={value}" for key, value in SIZES.items()]
+    command = [sys.executable, "-m", "launch.bench", "--seconds=0", f"--json={file}", *keys]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(file.read_text()), ran.stdout
+
+
+def test_every_step_is_timed_and_counted(bench):
+    report, _ = bench
+    assert [f["name"] for f in report["steps"]] == [
+        "wake step", "teacher scoring", "student rollout", "decode: dreams", "decode: answers", "rewards",
+        "seeding step", "SFT step",
+    ]  # fmt: skip
+    assert report["turns"] >= 3 and report["peak_rss_bytes"] > 1e8
+    for f in [*report["matmul"], *report["steps"]]:
+        assert 0 < f["seconds"]["min"] <= f["seconds"]["median"] <= f["seconds"]["max"]
+        if f["name"] != "rewards":
+            assert f["flops_per_s"] == pytest.approx(f["flops"] / f["seconds"]["median"])
+            assert f["bytes"]["argument"] > 0 and f["bytes"]["temp"] >= 0
+    for f in report["steps"]:
+        assert f["tokens_per_s"] == pytest.approx(f["tokens"] / f["seconds"]["median"])
+
+
+def test_shares_are_of_the_better_matmul(bench):
+    report, _ = bench
+    best = max(report["matmul"], key=lambda f: f["flops_per_s"])
+    assert report["reference"] == best["shape"]
+    for f in report["steps"]:
+        if f["flops"]:
+            assert f["of_matmul"] == pytest.approx(f["flops_per_s"] / best["flops_per_s"])
+
+
+def test_flops_are_those_of_the_products(bench):
+    steps = {f["name"]: f for f in bench[0]["steps"]}
+    per_token = {
+        "SFT step": 6 * (BACKBONE + HEAD),
+        "wake step": 4 * BACKBONE,  # and less than a third product for the weights: only MLPs learn
+        "teacher scoring": 2 * (BACKBONE + BANK),
+    }
+    for name, least in per_token.items():
+        assert 0.8 < steps[name]["flops"] / (steps[name]["tokens"] * least) < 2.5, name
+    # n tokens behind prompts of T take T + n - 1 positions of the network, and n of the head.
+    for name, (prompt, new) in {"decode: dreams": (16, 12), "decode: answers": (28, 4)}.items():
+        rows = steps[name]["tokens"] / new
+        least = 2 * rows * ((prompt + new - 1) * (BACKBONE + BANK) + new * HEAD)
+        assert 1 < steps[name]["flops"] / least < 2, name
+
+
+def test_the_seeding_ratio_is_per_token_and_shares_a_round_of_practice(bench):
+    report, printed = bench
+    steps = {f["name"]: f for f in report["steps"]}
+    median = {name: f["seconds"]["median"] for name, f in steps.items()}
+    assert steps["seeding step"]["tokens"] == 8 * 16 + 8 * 16 and steps["SFT step"]["tokens"] == 8 * 16
+    sft = 2 * median["SFT step"]
+    wanted = {
+        "update": median["seeding step"] / sft,
+        "sampling": (median["student rollout"] + median["rewards"]) / 8 / sft,
+        "scoring": median["teacher scoring"] * (256 / steps["teacher scoring"]["tokens"]) / sft,
+    }
+    wanted["total"] = sum(wanted.values())
+    assert report["seeding"] == pytest.approx(wanted)
+    assert f"a seeding step costs {wanted['total']:.2f} SFT steps" in printed
+    assert all(f["name"] in printed for f in report["steps"])
