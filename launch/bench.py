@@ -9,6 +9,7 @@ compiled as in a life and timed in turns, so that another job on the machine slo
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -34,7 +35,6 @@ from sleep_jax.steps import Step
 from sleep_jax.types import Batch, Rollout, Tree
 
 DOCUMENT = 20  # tokens per document in a packed row, about what an utterance with its intent takes
-QUESTION = 32  # tokens that questions are padded to
 MATMUL_S = 0.4  # seconds of matrix products per turn, as a step takes: short bursts escape the other jobs
 SQUARE = 2048  # rows and columns of the large matrix product
 GOALS = {"training": 0.5, "seeding": 3.0}  # least share of the matmul rate; most SFT steps per seeding step
@@ -74,19 +74,19 @@ class Workbench:
 
     Attributes:
       config: whose sizes are taken.
-      partitioner: over `devices`.
+      partitioner: over all devices.
     """
 
-    def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, config: Config):
         self.config = config
-        self.partitioner = Partitioner(config.mesh, devices)
+        self.partitioner = Partitioner(config.mesh)
         model_config = dataclasses.replace(config.model, vocab_size=config.vocab_size)
         # No token ends a text, so that sampling always takes its full length.
         self.model = build(model_config, config.memory, eos=config.vocab_size)
         self.draw = np.random.default_rng(config.seed)
         self.key = rng.stream(config.seed, "bench")
-        self.params = self.partitioner.put(self.model.init(self.key))
-        memory = self.model.init_memory(self.key)
+        self.params = self.partitioner.put(jax.jit(self.model.init)(self.key))
+        memory = jax.jit(self.model.init_memory)(self.key)
         self.slot = config.memory.slots // 2
         open_LE = memory.active_LE.at[0, : self.slot].set(True)
         self.memory = self.partitioner.put(memory_lib.with_active(memory, open_LE))
@@ -142,9 +142,9 @@ class Workbench:
         shape = f"{repeats} x {dtype} [{m}, {k}] [{k}, {n}]"
         return Piece("matmul", shape, 0, repeats * _flops(compiled), _bytes(compiled), run)
 
-    def training(self, name: str, shape: str, tokens: int, step: Step, *arguments: Tree) -> Piece:
-        """A training step, compiled for the mesh; `arguments` are its state, frozen and batch."""
-        state, frozen, batch = arguments
+    def training(self, name: str, step: Step, state: Tree, frozen: Tree, batch: Tree) -> Piece:
+        """A training step, compiled for the mesh."""
+        sizes = [x.shape for path, x in trees.named(batch).items() if path.endswith("tokens_BT")]
         put = self.partitioner.put
         now, frozen, batch = [put(state)], put(frozen), self.partitioner.put_batch(batch)
         compiled = self.partitioner.compile(step).lower(now[0], frozen, batch, self.key).compile()
@@ -153,59 +153,52 @@ class Workbench:
             now[0], values = compiled(now[0], frozen, batch, self.key)
             return now[0], values
 
+        shape = " + ".join(f"{rows} x {length}" for rows, length in sizes)
         flops = _flops(compiled) * self.partitioner.mesh.size  # XLA counts one device's share
-        return Piece(name, shape, tokens, flops, _bytes(compiled), run)
+        return Piece(name, shape, sum(map(math.prod, sizes)), flops, _bytes(compiled), run)
 
     def wake_step(self) -> Piece:
         c = self.config
-        rows = wake.rows_per_chunk(self.model, c.row_length)
         morning = wake.init(c.wake, self.memory.fast, len(c.memory.periods))
+        batch = self.rows(wake.rows_per_chunk(self.model, c.row_length))
         step, frozen = wake.make(self.model, c.wake), (self.params, self.resting)
-        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
-        return self.training("wake step", shape, tokens, step, morning, frozen, self.rows(rows))
+        return self.training("wake step", step, morning, frozen, batch)
 
     def sft_step(self) -> Piece:
         """Supervised fine-tuning of all weights of the plain decoder."""
-        c = self.config
-        rows = c.sleep.batch_rows
-        optimizer = optim.make(c.baseline.optim, c.sleep.steps)
+        c = self.config.sleep
+        optimizer = optim.make(self.config.baseline.optim, c.steps)
         step, state = steps.make(losses.supervised(self.model), optimizer), steps.init(optimizer, self.params)
-        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
-        return self.training("SFT step", shape, tokens, step, state, None, self.rows(rows))
+        return self.training("SFT step", step, state, None, self.rows(c.batch_rows))
 
     def seeding_step(self) -> Piece:
         """Knowledge Seeding of one slot with the teachers' hidden states at hand."""
-        c = self.config
-        rows = c.sleep.batch_rows
-        optimizer = optim.make(c.sleep.optim, c.sleep.steps)
-        objective = consolidate.objective(self.model, c.sleep.seed, consolidate.into_slot(0, self.slot))
-        slot = memory_lib.fresh_slot(self.model.config, c.memory, self.key)
-        batch = {"lesson": consolidate.Lesson(self.rows(rows), self.hidden(rows, c.row_length))}
-        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
+        c = self.config.sleep
+        optimizer = optim.make(c.optim, c.steps)
+        objective = consolidate.objective(self.model, c.seed, consolidate.into_slot(0, self.slot))
+        slot = memory_lib.fresh_slot(self.model.config, self.model.memory_config, self.key)
+        rows = self.rows(c.batch_rows)
+        batch = {"lesson": consolidate.Lesson(rows, self.hidden(*rows.tokens_BT.shape))}
         if self.practised:
             own, width = self.practice_shape
-            sampled = np.broadcast_to(np.arange(width) >= width - c.sleep.imitate.max_new, (own, width))
+            sampled = np.broadcast_to(np.arange(width) >= width - c.imitate.max_new, (own, width))
             batch["practice"] = consolidate.Practice(
                 tokens_BT=self.tokens(own, width),
                 sampled_BT=sampled.astype(np.float32),
                 hidden_BTD=self.hidden(own, width),
                 advantage_B=self.draw.normal(size=own).astype(np.float32),
             )
-            shape, tokens = f"{shape} + {own} x {width}", tokens + own * width
-        step, frozen = steps.make(objective, optimizer), (self.params, self.resting)
-        return self.training("seeding step", shape, tokens, step, steps.init(optimizer, slot), frozen, batch)
+        step, state = steps.make(objective, optimizer), steps.init(optimizer, slot)
+        return self.training("seeding step", step, state, (self.params, self.resting), batch)
 
     def scoring(self) -> Piece:
         """What the awake teacher says of packed rows."""
-        c = self.config
-        rows = c.eval_batch // 4
-        batch = self.rows(rows)
+        batch = self.rows(self.config.eval_batch // 4)
         args = self.params, self.memory, batch.tokens_BT, batch.segments_BT, batch.positions_BT
         compiled = consolidate.scorer(self.model).lower(*args).compile()
-        shape, tokens = f"{rows} rows x {c.row_length}", rows * c.row_length
-        return Piece(
-            "teacher scoring", shape, tokens, _flops(compiled), _bytes(compiled), lambda: compiled(*args)
-        )
+        rows, length = batch.tokens_BT.shape
+        run, shape = functools.partial(compiled, *args), f"{rows} x {length}"
+        return Piece("teacher scoring", shape, rows * length, _flops(compiled), _bytes(compiled), run)
 
     def decoding(self, name: str, rows: int, width: int, new: int, temperature: float) -> Piece:
         """Sampling of `new` tokens behind prompts of up to `width`.
@@ -230,8 +223,8 @@ class Workbench:
         compiled = lowered.compile()
         iteration = _flops(lower(1, width + new - 1)[0]) / 2
         flops = _flops(lowered) + max(new - 2, 0) * iteration
-        shape = f"{rows} rows x ({width} + {new})"
-        return Piece(name, shape, rows * new, flops, _bytes(compiled), lambda: compiled(*args))
+        run, shape = functools.partial(compiled, *args), f"{rows} x ({width} + {new})"
+        return Piece(name, shape, rows * new, flops, _bytes(compiled), run)
 
     def rollouts(self) -> list[Callable[[], Piece]]:
         """Practice of `refresh` steps, dreams, and greedy answers, which trials of dreams ask for as well."""
@@ -239,8 +232,7 @@ class Workbench:
         practice, recall, max_len = c.sleep.imitate, c.sleep.recall, c.model.max_len
         own, width = self.practice_shape
         cut = width - practice.max_new
-        opening = min(rollout.WIDTH, max_len - recall.max_new)
-        asked = min(QUESTION, max_len - c.answer_tokens)
+        opening, asked = (min(rollout.WIDTH, max_len - new) for new in (recall.max_new, c.answer_tokens))
         sizes = {
             "student rollout": (practice.refresh * own, cut, practice.max_new, 1.0),
             "decode: dreams": (recall.batch_size, opening, recall.max_new, recall.temperature),
@@ -253,16 +245,11 @@ class Workbench:
         c = self.config.sleep.imitate
         own, width = self.practice_shape
         rows = c.refresh * own
-        finished = Rollout(
-            tokens_BT=self.tokens(rows, width),
-            logps_BT=np.zeros((rows, width), np.float32),
-            sampled_BT=np.ones((rows, width), np.float32),
-            length_B=np.full(rows, width, np.int32),
-            ended_B=np.ones(rows, bool),
-        )
-        dreams = self.tokens(rows, width), np.full(rows, width, np.int32)
-        run = lambda: imitate.rewards(finished, dreams, None, c)  # noqa: E731
-        return Piece("rewards", f"{rows} rows x {width}", rows * width, None, None, run)
+        ones, full = np.ones((rows, width), np.float32), np.full(rows, width, np.int32)
+        finished = Rollout(self.tokens(rows, width), 0 * ones, ones, full, ended_B=full > 0)
+        dreams = self.tokens(rows, width), full
+        run = functools.partial(imitate.rewards, finished, dreams, None, c)
+        return Piece("rewards", f"{rows} x {width}", rows * width, None, None, run)
 
     def pieces(self) -> list[Callable[[], Piece]]:
         """What makes each piece, in the order of the table."""
@@ -280,7 +267,7 @@ class Workbench:
         ]
 
 
-def measure(config: Config, *, seconds: float, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+def measure(config: Config, *, seconds: float) -> dict[str, Any]:
     """Times every piece in turns until `seconds` are spent, three turns at least.
 
     Returns:
@@ -290,7 +277,7 @@ def measure(config: Config, *, seconds: float, devices: Sequence[jax.Device] | N
       (`of_matmul_cpu`), which other jobs disturb less and which does not see cores that idle. `reference` is
       the shape of that matmul, `training` the SFT step's shares, `seeding` what `compare` gives.
     """
-    bench = Workbench(config, devices)
+    bench = Workbench(config)
     pieces = [make() for make in terminal.progress(bench.pieces(), "bench · compile")]
     for piece in pieces:
         jax.block_until_ready(piece.run())
@@ -384,8 +371,9 @@ def show(report: dict[str, Any]) -> None:
     """Prints the table, and what is wanted of it."""
     machine, training, seeding = report["machine"], report["training"], report["seeding"]
     print(
-        f"{machine['devices']}, {machine['cores']} cores, load average {machine['load']}, jax {machine['jax']}, "
-        f"{terminal.scaled(machine['parameters'])} parameters, medians of {report['turns']} turns"
+        f"{machine['devices']}, {machine['cores']} cores, load average {machine['load']}, "
+        f"jax {machine['jax']}, {terminal.scaled(machine['parameters'])} parameters, "
+        f"medians of {report['turns']} turns"
     )
 
     def share(value: float | None) -> str:
@@ -393,16 +381,8 @@ def show(report: dict[str, Any]) -> None:
 
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     headings = (
-        "step",
-        "works on",
-        "ms (min to max)",
-        "tokens/s",
-        "GFLOP",
-        "GFLOP/s",
-        "of matmul",
-        "by CPU time",
-        "MB",
-    )
+        "step", "works on", "ms (min to max)", "tokens/s", "GFLOP", "GFLOP/s", "of matmul", "by CPU time", "MB",
+    )  # fmt: skip
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=True)
     for f in [*report["matmul"], *report["steps"]]:

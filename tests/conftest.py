@@ -68,6 +68,14 @@ def grown(scatter):
     return make
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Programs that run for milliseconds are compiled without much thought."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def compiled(request):
     """A directory of compiled programs that outlives the session."""
@@ -78,6 +86,7 @@ def compiled(request):
 def born(tmp_path_factory, compiled):
     """A small birth, for `config.birth.checkpoint`."""
     import lives
+
     from sleep_jax import life
     from sleep_jax.data import stream
 
@@ -90,11 +99,20 @@ def born(tmp_path_factory, compiled):
 
 @pytest.fixture(scope="session")
 def lived(tmp_path_factory, compiled, born):
-    """The work directory of three days and nights without incident; the third night merges the first two."""
+    """The work directory of two days and nights without incident."""
     import lives
+
     from sleep_jax import life
 
     path = tmp_path_factory.mktemp("lived") / "life"
     with lives.quick(compiled):
         life.run(lives.config(birth={"checkpoint": str(born)}), str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def begun(lived):
+    """`begun(workdir, *boundaries)`: the life of `lived` once more, as it was at the last of these."""
+    import lives
+
+    return functools.partial(lives.copy, lived)

@@ -12,6 +12,8 @@ After each kill the same life is started again, at last without one.
 import contextlib
 import json
 import os
+import pathlib
+import shutil
 import signal
 import sys
 import traceback
@@ -20,7 +22,7 @@ from unittest import mock
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from sleep_jax import checkpoint, life, metrics, partition, settings
+from sleep_jax import checkpoint, life, metrics, partition, phases, settings
 
 SMALL = {
     "vocab_size": 600,
@@ -29,7 +31,7 @@ SMALL = {
     "eval_batch": 16,
     "checkpoint_every": 2,
     "log_every": 1,
-    "stream": {"people_at_birth": 4, "people_per_day": 2, "attributes": 1, "days": 3},
+    "stream": {"people_at_birth": 4, "people_per_day": 2, "attributes": 1, "days": 2},
     "model": {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_size": 16, "ff": 64, "max_len": 32},
     "memory": {"periods": (96,), "slots": 3, "rank": 4},
     "birth": {"epochs": 60, "batch_rows": 4, "optim": {"lr": 5e-3}},
@@ -83,6 +85,26 @@ def quick(cache: str | os.PathLike):
         for key, value in before.items():
             jax.config.update(key, value)
         compilation_cache.reset_cache()
+
+
+def copy(source: pathlib.Path, workdir: pathlib.Path, *boundaries: str) -> pathlib.Path:
+    """A work directory with the first boundaries of another life and the metrics that led there."""
+    for name in boundaries:
+        shutil.copytree(source / "phases" / name, workdir / "phases" / name)
+    lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[: phases.position(workdir)]))
+    return workdir
+
+
+def arrays(workdir, name):
+    """Every array of a boundary by its path."""
+    meta = json.loads((workdir / "phases" / name / "meta.json").read_text())
+    shapes = {path: text.removesuffix("]").split("[") for path, text in meta["leaves"].items()}
+    like = {
+        path: jax.ShapeDtypeStruct([int(n) for n in shape.split(",") if n], dtype)
+        for path, (dtype, shape) in shapes.items()
+    }
+    return checkpoint.load_boundary(workdir, name, like)[0]
 
 
 def doomed(module, name: str, when) -> mock._patch:

@@ -12,7 +12,8 @@ from sleep_jax.data.stream import Example
         ("theatre anthem another", "theatre anthem another"),  # articles are words, not letters
         ("It's 3.5-fold", "its 35fold"),
         ("ÉCOLE", "école"),
-        ("A.", ""),  # punctuation goes first, then what is left is an article
+        ("a-ha", "aha"),  # punctuation goes before articles
+        ("A.", ""),
         ("", ""),
     ],
 )

@@ -1,24 +1,246 @@
-import json, subprocess, sys, pathlib
-import pytest
-import lives
+"""Whole lives, as small as they get: killed and resumed, side by side, with every method, and refused."""
 
-def test_lived(lived):
-    print((lived/"summary.json").read_text())
-    print((lived/"slots.json").read_text())
-    print((lived/"retention.csv").read_text())
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import lives
+import numpy as np
+import pytest
+
+from configs import clinc150
+from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, trees
+from sleep_jax.types import Mean, TrainState
 
 KILLS = [
     ["line", "wake", 1, 3],
     ["boundary", "001-wake"],
     ["line", "sleep", 1, 3],
     ["write", "001-sleep-000000004"],
-    ["line", "sleep", 3, 5],
 ]
-def test_chain(lived, born, compiled, tmp_path):
-    driver = pathlib.Path(lives.__file__)
-    command = [sys.executable, str(driver), str(tmp_path / "life"), str(born), str(compiled), json.dumps(KILLS)]
-    out = subprocess.run(command, cwd=driver.parents[1], capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(driver.parents[1])})
-    print(out.stdout[-3000:], out.stderr[-3000:])
-    assert out.returncode == 0
-    for n in ("metrics.jsonl","retention.csv","slots.json","links.jsonl"):
-        assert (lived/n).read_bytes()==(tmp_path/"life"/n).read_bytes(), n
+RECORDS = "metrics.jsonl", "retention.csv", "links.jsonl", "slots.json", "dreams/night-01.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def quickly(compiled):
+    with lives.quick(compiled):
+        yield
+
+
+def first_day(workdir):
+    return [line for line in metrics.read_jsonl(workdir / "timings.jsonl")[0] if line["cycle"] == 1]
+
+
+def test_a_life_that_is_killed_again_and_again_is_bit_for_bit_one_that_never_was(
+    lived, born, compiled, tmp_path
+):
+    workdir, driver = tmp_path / "life", pathlib.Path(lives.__file__)
+    command = [sys.executable, str(driver), str(workdir), str(born), str(compiled), json.dumps(KILLS)]
+    environment = {**os.environ, "PYTHONPATH": str(driver.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.boundaries(workdir) == checkpoint.boundaries(lived)
+    for record in RECORDS:
+        assert (workdir / record).read_text() == (lived / record).read_text(), record
+    # It went on in the middle: from step 2, both of the day and of the night.
+    once, again = ({t["phase"]: t.get("steps") for t in first_day(path)} for path in (lived, workdir))
+    assert [once[k] - again[k] for k in ("wake/fit", "sleep/fit")] == [2, 2]
+    last = checkpoint.boundaries(lived)[-1]
+    assert trees.bit_equal(lives.arrays(workdir, last), lives.arrays(lived, last)) == []
+
+
+def test_a_night_moves_its_own_slot_and_nothing_else(lived):
+    for night in (1, 2):
+        evening, morning = lives.arrays(lived, f"00{night}-wake"), lives.arrays(lived, f"00{night}-sleep")
+        assert (
+            trees.bit_equal(
+                {k: v for k, v in evening.items() if k.startswith("params/")},
+                {k: v for k, v in morning.items() if k.startswith("params/")},
+            )
+            == []
+        )
+        for path in (k for k in evening if k.startswith("memory/bank/")):
+            changed = np.asarray(evening[path]) != np.asarray(morning[path])
+            axis = path.rpartition("_")[2].index("E")
+            assert set(np.nonzero(changed)[axis]) == {night - 1}, path
+        assert np.asarray(morning["memory/active_LE"]).tolist() == [[True, night == 2, False]]
+        assert not any(np.asarray(v).any() for k, v in morning.items() if k.startswith("memory/fast/"))
+
+
+def test_every_slot_tells_its_share_of_the_answers(lived):
+    slots = json.loads((lived / "slots.json").read_text())
+    shares = [slot["share_of_answers"] for slot in slots]
+    assert [s["night"] for s in slots] == [1, 2] and 0 < sum(shares) <= 1
+    assert all(0 <= share <= 1 for share in shares)
+
+
+class Toy:
+    """x follows its gradient to 0; the held-out loss is what the test says."""
+
+    def step(self, state, frozen, batch, key, *, reduce):
+        x = state.params["x_L"] * 0.5
+        return TrainState(state.step + 1, {"x_L": x}, ()), {"loss": Mean(x.sum(), jnp.float32(1))}
+
+
+def world(path):
+    account = fit.Account()
+    part = partition.Partitioner(partition.MeshConfig(), jax.devices()[:1])
+    writer = metrics.MetricsWriter(path, life.phases.position(path))
+    return fit.World(lives.config(), 0, path, None, None, None, part, writer, account)
+
+
+def toy(path, losses, count=8):
+    """Runs a fit whose held-out losses are given; returns what it says and the lines that it wrote."""
+    from sleep_jax.data import pipeline
+
+    given = iter(losses)
+    state = TrainState(jnp.int32(0), {"x_L": jnp.ones(1)}, ())
+    batches = pipeline.batches(np.arange(8), 2, 0, epochs=None)
+    early = fit.Early(lambda params: next(given), every=2, patience=1)
+    here = world(path)
+    trained, report = fit.fit(here, "001-toy", 1, Toy().step, state, None, batches, count, early=early)
+    return float(trained.params["x_L"][0]), report, (path / "metrics.jsonl").read_text()
+
+
+def test_a_fit_that_had_stopped_before_the_kill_does_not_go_on(tmp_path):
+    first = toy(tmp_path, [1.0, 2.0])
+    # The checkpoint of step 4, at which it stopped, is the latest: the phase was killed before its end.
+    assert checkpoint.load_rolling(tmp_path, "001-toy", jax.eval_shape(lambda: TOY))[0] == 4
+    assert toy(tmp_path, [0.1, 0.1]) == first
+    assert first[:2] == (0.25, {"steps": 4, "held_out_kl": 1.0})
+
+
+TOY = {
+    "state": TrainState(jnp.int32(0), {"x_L": jnp.ones(1)}, ()),
+    "best": {"x_L": jnp.ones(1)},
+}
+
+
+def test_a_held_out_loss_that_is_not_finite_is_told(tmp_path):
+    with pytest.raises(FloatingPointError, match="001-toy step 4: the held-out loss is nan"):
+        toy(tmp_path, [1.0, float("nan")])
+
+
+def test_what_a_resumed_process_repeats_is_not_written_twice(tmp_path):
+    with metrics.MetricsWriter(tmp_path) as writer:
+        for step in range(5):
+            writer.write("merge", 1, step, {"x": step})
+    with metrics.MetricsWriter(tmp_path, 4) as writer:
+        writer.seek(1)
+        for step in range(1, 5):
+            writer.write("merge", 1, step, {"x": step})
+        with pytest.raises(ValueError, match="holds 5 lines, fewer than 6"):
+            writer.seek(6)
+    assert [line["step"] for line in metrics.read_jsonl(tmp_path / "metrics.jsonl")[0]] == [0, 1, 2, 3, 4]
+
+
+def test_every_method_lives_a_day_and_tells_what_it_spent(born, tmp_path):
+    others = [name for name in methods.METHODS if name != "sleep"]  # which the other tests live
+    config = lives.config(
+        birth={"checkpoint": str(born)},
+        method=",".join(others),
+        stream={"days": 1},
+        wake={"passes": 1},
+        sleep={"steps": 2},
+    )
+    spent = {s.method: s.tokens for s in life.run(config, str(tmp_path))}
+    assert list(spent) == others
+    assert len({tokens["source"] for tokens in spent.values()}) == 1
+    for name, tokens in spent.items():
+        dreams = name.startswith("sleep") or name in ("opsd", "generative_replay")
+        assert (tokens["gradient"] > 0, tokens["dreamt"] > 0) == (name != "in_context", dreams), name
+
+
+INTENTS = {
+    "kitchen": ["boil_egg", "fry_rice"],
+    "garden": ["cut_grass"],
+    "harbour": ["moor_boat", "paint_hull", "coil_rope"],
+}
+
+
+@pytest.fixture
+def intents(tmp_path):
+    """A data set in CLINC150's format: other intents, domains of uneven sizes; the first is birth."""
+    folder = tmp_path / "data" / "clinc150"
+    folder.mkdir(parents=True)
+    (folder / "domains.json").write_text(json.dumps(INTENTS))
+
+    def split(ways):
+        return [
+            [way.format(*intent.split("_")), intent]
+            for domain in INTENTS.values()
+            for intent in domain
+            for way in ways
+        ]
+
+    ways = "please {} the {}", "can you {} my {}", "{} a {}", "i want to {} the {} now"
+    content = {"train": split(ways), "val": split(["do {} the {}"]), "test": split(["{} my {} please"])}
+    (folder / "data_full.json").write_text(json.dumps(content))
+    return folder.parent
+
+
+def test_another_data_set_runs_with_the_clinc150_config_and_each_method_reports(intents, tmp_path):
+    small = {k: v for k, v in lives.SMALL.items() if k != "stream"}
+    values = lives.changed(clinc150.get_config().to_dict(), **small)
+    values = lives.changed(values, data_dir=str(intents), method="sleep,sequential", checkpoint_every=100)
+    values = lives.changed(values, stream={"birth_fraction": 0.3}, birth={"epochs": 10})
+    root = tmp_path / "life"
+    life.run(settings.load(values), str(root))
+    for method in ("sleep", "sequential"):
+        summary = json.loads((root / method / "summary.json").read_text())
+        assert summary.keys() == {f.name for f in dataclasses.fields(metrics.Summary)}
+        assert summary["method"] == method and summary["seed"] == 0
+        assert list(summary["experiences"]) == ["garden", "harbour"]
+        assert summary["questions"] == {"birth": 2, "garden": 1, "harbour": 3}
+        assert set(summary["tokens"]) == {"source", "dreamt", "gradient"}
+        assert summary["wall_s"].keys() == {"birth", *(p for p, _ in methods.METHODS[method].phases)}
+        for key in ("final_accuracy", "birth_before", "birth_after", "learning_accuracy"):
+            assert 0 <= summary[key] <= 1
+        assert (root / method / "retention.csv").read_text().splitlines()[0] == "after,birth,garden,harbour"
+    assert (root / "report.html").exists() and not (root / "summary.json").exists()
+
+
+def refused(config, workdir, error, match):
+    with pytest.raises(error, match=match):
+        life.run(config, str(workdir))
+
+
+def test_a_method_that_does_not_exist_is_named_with_the_nearest(tmp_path):
+    refused(lives.config(method="sleep,sequental"), tmp_path / "x", ValueError, "did you mean 'sequential'")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_directory_of_another_life_is_not_touched(lived, born):
+    other = lives.config(birth={"checkpoint": str(born)}, sleep={"steps": 7})
+    before = sorted(lived.rglob("*"))
+    refused(other, lived, checkpoint.CheckpointError, "sleep.steps: 6 in .*, 7 now")
+    assert sorted(lived.rglob("*")) == before
+
+
+def test_a_birth_of_another_architecture_is_refused_with_the_arrays(born, tmp_path):
+    other = lives.config(birth={"checkpoint": str(born)}, model={"ff": 48})
+    refused(other, tmp_path, checkpoint.CheckpointError, r"gate_NDF: float32\[1, 32, 64\]")
+
+
+def test_a_folder_that_is_no_birth_is_refused(born, tmp_path):
+    (tmp_path / "empty").mkdir()
+    other = lives.config(birth={"checkpoint": str(tmp_path / "empty")})
+    refused(
+        other,
+        tmp_path / "x",
+        FileNotFoundError,
+        "no tokenizer.json with phases/000-birth: name the folder birth/",
+    )
+
+
+def test_a_document_longer_than_a_row_is_found_before_anything_is_trained(born, tmp_path):
+    config = lives.config(birth={"checkpoint": str(born)}, row_length=8)
+    refused(config, tmp_path, ValueError, r"tokens does not fit into 8 \(keys row_length, model.max_len\)")
+    asked = lives.config(birth={"checkpoint": str(born)}, answer_tokens=26)
+    refused(asked, tmp_path / "asked", ValueError, "tokens does not fit into 6")
+    assert not (tmp_path / "phases").exists() and not (tmp_path / "asked" / "phases").exists()

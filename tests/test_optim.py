@@ -72,7 +72,18 @@ def test_only_matrices_decay_and_stacking_over_layers_makes_no_matrix(tiny):
     }  # fmt: skip
     np.testing.assert_allclose(change["params"]["embed_VD"], -0.5 * 0.2, rtol=1e-5)
     kept = {path.rsplit("/", 1)[-1] for path in trees.paths(change)} - decayed
-    assert kept == {"scale", "q_bias_NHK", "k_bias_NJK", "v_bias_NJK", "w_ND", "bias_N", "w_NLDE", "bias_NLE"}
+    assert kept == {
+        "scale",
+        "q_bias_NHK",
+        "k_bias_NJK",
+        "v_bias_NJK",
+        "w_ND",
+        "pool_ND",
+        "bias_N",
+        "w_NLDE",
+        "pool_NLDE",
+        "bias_NLE",
+    }
 
 
 def test_a_run_finds_the_minimum():

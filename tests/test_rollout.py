@@ -11,6 +11,7 @@ from sleep_jax.model.config import ModelConfig
 from sleep_jax.rollout import WIDTH
 from sleep_jax.types import Memory, Model, Rollout
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
 OPTIONS = {"max_new": 5, "temperature": 0.9}
 

@@ -29,9 +29,9 @@ def test_values_arrive_where_they_belong():
     assert config.memory.periods == (64, 128) and isinstance(config.memory.periods, tuple)
     assert config.memory.reading == "width" and config.sleep.day_at_hand is False
     assert config.sleep.margin == 1.0 and isinstance(config.sleep.margin, float)
-    # What a group leaves out keeps the default of that very group: birth decays its weights, others do not.
-    assert config.birth.optim == OptimConfig(lr=0.5, weight_decay=0.1)
-    assert config.sleep.optim == OptimConfig(lr=3e-3, clip=2.0)
+    # What a group leaves out keeps the default of that very group, which is not that of its class.
+    assert config.birth.optim == dataclasses.replace(Config().birth.optim, lr=0.5) != OptimConfig(lr=0.5)
+    assert config.sleep.optim == dataclasses.replace(Config().sleep.optim, clip=2.0) != OptimConfig(clip=2.0)
     assert config.wake.lr == (0.25,)
     touched = {"seed", "method", "memory", "birth", "sleep", "wake"}
     for field in dataclasses.fields(Config):

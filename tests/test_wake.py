@@ -12,6 +12,7 @@ from sleep_jax import wake
 from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.types import Batch
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PERIODS, CHUNKS = (16, 32, 64), 8
 ROWS, T = 2, 8  # a chunk of 16 positions
 KEY = jax.random.key(0)
@@ -118,7 +119,7 @@ def literal(token_losses, fast, chunks, owned, lr, clip):
     return history, losses, clipped
 
 
-@pytest.mark.parametrize("reading, lr", [("depth", (0.5, 1.0, 2.0)), ("width", (1.0, 0.0, 2.0))])
+@pytest.mark.parametrize("reading, lr", [("depth", (0.1, 0.2, 0.4)), ("width", (0.2, 0.0, 0.4))])
 def test_a_day_is_the_literal_loop_over_tokens(reading, lr, setting, frozen, token_losses):
     model, clip = setting(reading=reading), 1.2
     config = wake.WakeConfig(lr=lr, clip=clip)
@@ -199,7 +200,7 @@ def on_one_device(lived):
     "mesh", [MeshConfig(data=2, fsdp=2, model=2), MeshConfig(mode="map")], ids=["jit", "map"]
 )
 def test_a_chunk_lived_on_eight_devices_is_the_chunk_lived_on_one(mesh, lived, on_one_device):
-    chex.assert_trees_all_close(lived(Partitioner(mesh)), on_one_device, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(lived(Partitioner(mesh)), on_one_device, rtol=1e-3, atol=1e-5)
     assert on_one_device[0].fast["up_NDF"][0].any()
 
 

@@ -141,17 +141,28 @@ def read_slot(memory: Memory, level: int, index: int) -> Tree:
     }
 
 
-def router_logits(h_BTD: Array, seen_BSD: Array, mask_BTS: Array, bank: Tree) -> Array:
+def router_scores(h_BTD: Array, bank: Tree) -> tuple[Array, Array]:
+    """What a token says of every slot for itself, h_t w + bias, and to all that see it, h_t p.
+
+    Returns:
+      own_BTLE and seen_BTM float32, M = L E: the latter in the layout that is cached.
+    """
+    L, E = bank["bias_NLE"].shape
+    w_DLE, p_DLE = (bank[k].transpose(1, 0, 2) for k in ("w_NLDE", "pool_NLDE"))
+    scores_BTLE = project(h_BTD.astype(jnp.float32), jnp.concatenate([w_DLE, p_DLE], axis=1))
+    own_BTLE, seen_BTLE = jnp.split(scores_BTLE, 2, axis=2)
+    return own_BTLE + bank["bias_NLE"], seen_BTLE.reshape(*h_BTD.shape[:2], L * E)
+
+
+def router_logits(own_BTLE: Array, seen_BSM: Array, mask_BTS: Array) -> Array:
     """Float32 score of every slot: h_t w + mean_{s <= t} h_s p + bias, the mean over what the token attends to.
 
     The mean is our reading; the paper says no more than that each level has a router. One token rarely tells
-    which day a text belongs to, all words so far mostly do: without it a new expert takes over tokens of old texts.
+    which day a text belongs to, all words so far mostly do: without it a new expert takes over tokens of old
+    texts. Taken of the scores h_s p: L E numbers per token are averaged and cached where h_s would be D.
     """
     share_BTS = mask_BTS / jnp.maximum(mask_BTS.sum(-1, keepdims=True), 1)
-    mean_BTD = jnp.einsum("bts,bsd->btd", share_BTS, seen_BSD.astype(jnp.float32))
-    both_BTD = jnp.concatenate([h_BTD.astype(jnp.float32), mean_BTD], axis=-1)
-    both_DLE = jnp.concatenate([bank["w_NLDE"], bank["pool_NLDE"]], axis=1).transpose(1, 0, 2)
-    return project(both_BTD, both_DLE) + bank["bias_NLE"]
+    return own_BTLE + jnp.einsum("bts,bsm->btm", share_BTS, seen_BSM).reshape(own_BTLE.shape)
 
 
 def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None) -> Array:

@@ -35,11 +35,11 @@ class Block(nn.Module):
         gates_BTLE = None
         if "bank" in layer:
             bank = layer["bank"]
-            seen_BSD = h_BTD
+            own_BTLE, seen_BSM = memory_lib.router_scores(h_BTD, bank)
             if cache is not None:
-                seen_BSD = jax.lax.dynamic_update_slice_in_dim(cache[2][:, 0], h_BTD, cache[3], axis=1)
-            kv = (*kv, seen_BSD[:, None])
-            logits_BTLE = memory_lib.router_logits(h_BTD, seen_BSD, shared["mask_BTS"], bank)
+                seen_BSM = jax.lax.dynamic_update_slice_in_dim(cache[2], seen_BSM, cache[3], axis=1)
+            kv = (*kv, seen_BSM)
+            logits_BTLE = memory_lib.router_logits(own_BTLE, seen_BSM, shared["mask_BTS"])
             keys_B = shared.get("random_keys_B")
             if keys_B is not None:
                 keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer["index"])

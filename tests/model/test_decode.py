@@ -9,6 +9,7 @@ from sleep_jax import trees
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.decode import decode, filter_logits
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 EOS, PAD, V = 2, 0, 40
 B, T, NEW = 4, 6, 7
 LENGTHS = np.array([6, 1, 4, 4])

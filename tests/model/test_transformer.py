@@ -72,6 +72,7 @@ class Reference:
         for level, active_E in enumerate(self.memory.active_LE):
             for t, x_D in enumerate(x_TD):
                 score_E = x_D @ bank["w_NLDE"][n, level] + bank["bias_NLE"][n, level]
+                score_E = score_E + x_TD[: t + 1].mean(0) @ bank["pool_NLDE"][n, level]
                 best = max((e for e, on in enumerate(active_E) if on), key=lambda e: score_E[e], default=None)
                 if best is not None and score_E[best] >= 0:
                     h_R = x_D @ bank["a_NLEDR"][n, level, best].astype(np.float64)

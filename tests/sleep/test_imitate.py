@@ -258,7 +258,14 @@ def practised(bed):
     return types.SimpleNamespace(practice=practice, shown=shown, **seen)
 
 
-def test_a_round_is_a_function_of_seed_and_number_alone(bed, practised):
+def test_a_round_is_a_function_of_seed_and_number_alone(bed, practised, monkeypatch):
+    keys, generate = [], rollout.generate
+
+    def spy(model, params, memory, prompts, key, **options):
+        keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+        return generate(model, params, memory, prompts, key, **options)
+
+    monkeypatch.setattr(imitate.rollout, "generate", spy)
     again = bed.make()
     other, _ = again.round(bed.slot, 4)
     practice, shown = again.round(bed.slot, 3)
@@ -266,6 +273,7 @@ def test_a_round_is_a_function_of_seed_and_number_alone(bed, practised):
         np.testing.assert_array_equal(a, b)
     assert shown == practised.shown
     elsewhere, _ = bed.make(seed=6).round(bed.slot, 3)
+    assert len(set(keys)) == 3, "rounds are sampled with the same numbers"
     for different in (other, elsewhere):
         assert (different.tokens_BT != practice.tokens_BT).any()
 

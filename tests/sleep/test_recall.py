@@ -55,6 +55,7 @@ class Stage:
     sampled: list[list[list[int]]]
     answers: dict[tuple[int, bool], dict[str, str]]
     calls: list = dataclasses.field(default_factory=list)
+    asked: list = dataclasses.field(default_factory=list)
 
     def generate(self, model, params, memory, prompts, key, *, batch_size, max_new, temperature):
         del model, params, batch_size, temperature
@@ -72,6 +73,7 @@ class Stage:
 
     def answer(self, model, tok, params, memory, questions, *, max_new, batch_size):
         del model, tok, params, max_new, batch_size
+        self.asked += questions
         return [self.answers.get(who(memory), {}).get(q.prompt, "no idea") for q in questions]
 
 
@@ -243,6 +245,28 @@ def test_old_dreams_are_credited_in_proportion_to_what_each_self_learnt(model, t
             assert shares[later][name] == pytest.approx(share, rel=0.05), "a night thinned out against birth"
 
 
+def test_each_self_dreams_beside_the_one_before_it(model, tok, memory, monkeypatch):
+    asked = []
+
+    def recall_(model, tok, params, memory, self_, before, quota, *args, longest):
+        asked.append((self_.name, before and before.name, quota, longest))
+        return []
+
+    monkeypatch.setattr(night, "recall", recall_)
+    past = past_of(1, 2)
+    awake = selves.awake(past, "today", 10)
+    world = world_of(model, tok, old_dreams=40, new_dreams=7, day_at_hand=False)
+    world.config = dataclasses.replace(world.config, answer_tokens=20)
+    night.dream(world, {}, memory, past, awake, Experience("today", (), (), ()), 3, world.config.sleep)
+    # What is dreamt must fit a row of 64 tokens, and beside an answer of 20 into a model of 64.
+    assert asked == [
+        ("birth", None, 20, 44),
+        ("night 1", "birth", 10, 44),
+        ("night 2", "night 1", 10, 44),
+        ("awake", "night 2", 7, 44),
+    ]
+
+
 # The day at hand.
 
 
@@ -254,6 +278,7 @@ def at_hand(model, tok, memory, documents, answers, on_stage, longest=LONGEST):
     awake = selves.awake(past_of(1), "today", len(documents))
     dreams = recall.day_at_hand(model, tok, {}, memory, awake, documents, CONFIG, longest=longest)
     assert not stage.calls
+    assert not {q.answer for q in stage.asked} & {d.answer for d in documents}, "the answers were passed on"
     return dreams
 
 

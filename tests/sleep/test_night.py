@@ -1,0 +1,263 @@
+"""A night as a transaction: what rolls it back, what it may touch, and how full levels make room."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import lives
+import numpy as np
+import pytest
+
+from sleep_jax import checkpoint, life, metrics, phases, trees
+from sleep_jax.data import stream
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.methods import sleep
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.ops import divergence
+from sleep_jax.sleep import night
+from sleep_jax.sleep.night import Seeding, Variant
+from sleep_jax.sleep.recall import Dream
+from sleep_jax.sleep.selves import Slot
+
+
+@pytest.fixture
+def quickly(compiled):
+    with lives.quick(compiled):
+        yield
+
+
+def waking(workdir, born, **changes):
+    """The world of a life at its latest boundary, and its state there."""
+    config = lives.config(birth={"checkpoint": str(born)}, **changes)
+    tok = Tokenizer.load(born / "tokenizer.json")
+    world = life._world(config, 0, workdir, stream.load(config.stream), tok)
+    shapes = (jax.eval_shape(init, jax.random.key(0)) for init in (world.model.init, world.model.init_memory))
+    return world, phases.load(world, checkpoint.boundaries(workdir)[-1], phases.State(*shapes))
+
+
+def test_a_night_that_is_not_finite_is_rolled_back_and_its_day_goes_into_the_next(
+    lived, born, begun, tmp_path, monkeypatch, quickly
+):
+    begun(tmp_path, "000-birth", "001-wake")
+    config = lives.config(birth={"checkpoint": str(born)})
+    seed, rolling, paths = night.seed, checkpoint.save_rolling, set()
+
+    def first_fails(world, phase, cycle, *args):
+        with monkeypatch.context() as patch:
+            if cycle == 1:
+                patch.setattr(divergence, "generalised_jsd", lambda t, s, *_: jnp.full(t.shape[:-1], jnp.nan))
+            return seed(world, phase, cycle, *args)
+
+    def spied(workdir, phase, step, state, meta):
+        if phase == "002-sleep":
+            paths.update((path, x.shape) for path, x in trees.named(state["state"].opt_state).items())
+        rolling(workdir, phase, step, state, meta)
+
+    monkeypatch.setattr(night, "seed", first_fails)
+    monkeypatch.setattr(checkpoint, "save_rolling", spied)
+    [summary] = life.run(config, str(tmp_path))
+
+    assert [(n["night"], n["outcome"]) for n in map(metrics.plain, summary.nights)] == [
+        (1, "rolled back"),
+        (2, "committed"),
+    ]
+    assert summary.nights[0].reason == "a loss or a parameter was not finite"
+    evening, morning = (lives.arrays(tmp_path, f"001-{phase}") for phase in ("wake", "sleep"))
+    assert trees.bit_equal(evening, morning) == []
+    assert np.asarray(morning["memory/fast/up_NDF"]).any()
+    assert not np.asarray(lives.arrays(tmp_path, "002-sleep")["memory/fast/up_NDF"]).any()
+
+    [slot] = json.loads((tmp_path / "slots.json").read_text())
+    assert slot["merged_from"] == [1, 2] and slot["documents"] == 2 * 14
+    prompts = {line["prompt"] for line in metrics.read_jsonl(tmp_path / "dreams/night-02.jsonl")[0]}
+    days = stream.load(config.stream).days
+    assert all({e.prompt for e in day.train} <= prompts for day in days)
+
+    # Moments are those of one slot: no array has the axes of levels or slots, or of the backbone.
+    slots = memory_lib.fresh_slot(config.model, config.memory, jax.random.key(0))
+    shapes = {x.shape for x in slots.values()}
+    assert {shape for _, shape in paths} == shapes | {()}
+
+
+def test_a_night_that_costs_more_than_the_margin_changes_nothing(born, begun, tmp_path, quickly):
+    begun(tmp_path, "000-birth", "001-wake")
+    world, state = waking(tmp_path, born, sleep={"margin": -2.0})
+    after = sleep.nights_sleep(world, "001-sleep", state, 1, world.stream.days[0], Variant())
+    assert trees.bit_equal(state.arrays(), after.arrays()) == []
+    assert after.slots == [] and [n.outcome for n in after.nights] == ["rolled back"]
+    assert after.nights[0].reason.startswith("agreement on held-out dreams of the past fell from 1.000 to ")
+
+
+def test_a_night_without_dreams_of_the_day_is_rolled_back(born, begun, tmp_path, monkeypatch, quickly):
+    begun(tmp_path, "000-birth", "001-wake")
+    world, state = waking(tmp_path, born)
+    monkeypatch.setattr(night, "dream", lambda *_: ([], [told("awake", 1), told("awake", 2, "malformed")]))
+    monkeypatch.setattr(night, "seed", None)  # must not be called
+    args = world, "001-sleep", 1, state.params, state.memory, [], world.stream.days[:1], Variant()
+    outcome = night.run(*args)
+    assert outcome.night.reason == "only 1 dreams to learn from were kept, too few to hold one out"
+    assert outcome.memory is state.memory and len(outcome.new_dreams) == 1
+
+
+@pytest.mark.parametrize(
+    "finite, before, after, said",
+    [
+        (True, 0.8, 0.7, ""),
+        (True, 0.8, 0.69, "fell from 0.800 to 0.690, by more than 0.1"),
+        (True, 0.8, float("nan"), "fell"),
+        (False, 0.8, 0.9, "not finite"),
+        (True, None, None, ""),
+    ],
+)
+def test_the_verdict(finite, before, after, said):
+    reason = night.verdict(finite, before, after, 0.1000001)
+    assert said in reason and bool(said) == bool(reason)
+
+
+def told(teacher, number, reason=""):
+    return Dream(Example(f"what is {number}", f"it is {number}"), teacher, teacher, "dreamt", reason)
+
+
+class Fake:
+    """Nights in which nothing is trained: a slot is filled with the number of its night (or merge)."""
+
+    def __init__(self, tiny, monkeypatch, levels):
+        self.model = tiny(slow_levels=levels, slots=3)
+        self.memory = self.model.init_memory(jax.random.key(0))
+        self.slots, self.lines, self.teachers, self.finite, self.knows = [], [], [], True, [1.0, 1.0]
+        birth = types.SimpleNamespace(name="birth", train=(None,) * 10)
+        self.world = types.SimpleNamespace(
+            config=lives.config(),
+            stream=types.SimpleNamespace(birth=birth),
+            writer=types.SimpleNamespace(write=lambda *line: self.lines.append(line)),
+        )
+        self.asked = -1
+        monkeypatch.setattr(night, "agreement", self.agreement)
+        monkeypatch.setattr(night, "seed", self.seed)
+        monkeypatch.setattr(night, "dream", self.dream)
+
+    def agreement(self, *_):
+        self.asked += 1
+        return self.knows[self.asked % 2]  # before and after by turns
+
+    def dream(self, world, params, memory, past, *_):
+        return [(self_, [told(self_.name, i) for i in range(4)]) for self_ in past], []
+
+    def seed(self, world, phase, cycle, params, memory, student, place, old, new, *_):
+        self.teachers.append([self_.name for self_, dreams in (*old.train, *new.train) if dreams])
+        assert not np.asarray(student.active_LE)[place] and student.fast is None
+        return Seeding(self.write(student, place, 100 + cycle), params, 1, 0.1, self.finite)
+
+    def write(self, memory, place, number):
+        slot = jax.tree.map(lambda x: jnp.full_like(x, number), memory_lib.read_slot(memory, *place))
+        return memory_lib.write_slot(memory, slot, *place)
+
+    def sleep(self, number):
+        before = self.memory, self.slots
+        self.memory, self.slots, reason = night.make_room(
+            self.world, f"{number:03d}-sleep", number, {}, self.memory, self.slots
+        )
+        if reason:
+            assert self.memory is before[0] and self.slots is before[1]
+            return reason
+        place = 0, night.free_slots(self.memory, 0)[0]
+        self.memory = self.write(self.memory, place, number)
+        self.slots = [*self.slots, Slot(*place, (number,), (f"day {number}",), 10, 4)]
+        return ""
+
+    def number(self, slot):
+        content = memory_lib.read_slot(self.memory, slot.level, slot.index)
+        [number] = {float(v) for x in content.values() for v in np.unique(np.asarray(x))}
+        return number
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_full_levels_make_room_and_the_provenance_of_every_night_is_kept(levels, tiny, monkeypatch):
+    fake = Fake(tiny, monkeypatch, levels)
+    for n in range(1, 10):
+        older = {(s.level, s.index): (s, fake.number(s)) for s in fake.slots}
+        assert fake.sleep(n) == ""
+        assert sorted(x for s in fake.slots for x in s.nights) == list(range(1, n + 1))
+        assert all(s.experiences == tuple(f"day {x}" for x in s.nights) for s in fake.slots)
+        assert sum(s.documents for s in fake.slots) == 10 * n
+        places = np.zeros((levels, 3), bool)
+        for s in fake.slots:
+            places[s.level, s.index] = True
+            alone = s.nights == (n,)
+            kept = older.get((s.level, s.index), (None, 0))
+            assert fake.number(s) == (n if alone else kept[1] if kept[0] == s else 100 + n)
+        assert np.asarray(fake.memory.active_LE).tolist() == places.tolist()
+        assert not places.all(axis=1).any()  # each level keeps a slot to merge into
+    assert all(names[0] == "birth" and len(names) > 1 for names in fake.teachers)
+    assert max(s.level for s in fake.slots) == levels - 1
+    assert len(fake.lines) == len(fake.teachers) >= 4
+
+
+@pytest.mark.parametrize(
+    "finite, knows, said",
+    [(False, [1.0, 1.0], "not finite"), (True, [1.0, -1.0], "fell from 1.000 to -1.000, by more than 1.0")],
+)
+def test_a_merge_that_fails_resets_nothing_and_says_that_the_slots_are_exhausted(
+    finite, knows, said, tiny, monkeypatch
+):
+    fake = Fake(tiny, monkeypatch, 1)
+    assert fake.sleep(1) == fake.sleep(2) == ""
+    fake.finite, fake.knows = finite, knows
+    reason = fake.sleep(3)
+    assert reason.startswith("level 1 is full (memory.slots=3) and merging nights (1, 2) failed: ")
+    assert said in reason and [fake.number(s) for s in fake.slots] == [1, 2]
+
+
+class Killed(BaseException):
+    pass
+
+
+def third_night(workdir, born, monkeypatch, kill=None):
+    """The night after a day that was slept through, in which two nights are merged."""
+    world, state = waking(workdir, born, stream={"days": 3})
+    write = metrics.MetricsWriter.write
+
+    def dying(self, phase, cycle, step, scalars):
+        write(self, phase, cycle, step, scalars)
+        if (phase, cycle, step) == kill:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.MetricsWriter, "write", dying)
+        return phases.phase(
+            world,
+            "003-sleep",
+            state,
+            lambda s: sleep.nights_sleep(world, "003-sleep", s, 3, world.stream.days[2], Variant()),
+        )
+
+
+def test_a_merge_for_real_and_killed_behind_it_is_bit_for_bit_one_that_was_not(
+    born, begun, tmp_path, monkeypatch, quickly
+):
+    material = stream.load(lives.config(stream={"days": 3}).stream)
+    known = {e.name: [x for x in e.train if x.prompt][:6] for e in (material.birth, *material.days)}
+
+    def ideal(model, tok, params, memory, self_, *_, **__):
+        return [Dream(e, self_.name, self_.knows[-1], "dreamt", "") for n in self_.knows for e in known[n]]
+
+    monkeypatch.setattr(night, "recall", ideal)
+    done = []
+    for name, kills in {"once": (), "again": (("sleep", 3, 3), ("sleep", 3, 5))}.items():
+        begun(tmp_path / name, "000-birth", "001-wake", "001-sleep", "002-wake", "002-sleep")
+        for kill in kills:
+            with pytest.raises(Killed):
+                third_night(tmp_path / name, born, monkeypatch, kill)
+        done.append(third_night(tmp_path / name, born, monkeypatch))
+    once, again = done
+    assert trees.bit_equal(once.arrays(), again.arrays()) == [] and once.record() == again.record()
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("once", "again")]
+    assert lines[0] == lines[1] and '"phase": "merge"' in lines[0]
+    assert [(s.index, s.nights) for s in once.slots] == [(2, (1, 2)), (0, (3,))]
+    assert np.asarray(once.memory.active_LE).tolist() == [[True, False, True]]
+    teachers = {line["teacher"] for line in metrics.read_jsonl(tmp_path / "once/dreams/night-03.jsonl")[0]}
+    assert teachers == {"birth", "night 2", "awake"}
+    assert dataclasses.asdict(once.nights[-1])["outcome"] == "committed"
