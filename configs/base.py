@@ -126,10 +126,10 @@ def get_config() -> ConfigDict:
     i.refresh = 8  # steps that share one round of sampling
 
     c.baseline = a = ConfigDict()
-    a.gradient_tokens = 0  # per cycle; 0 is what a night of Sleep may spend
+    a.gradient_tokens = 0  # per cycle; 0 is what a day and a night of Sleep may spend
     a.batch_rows = 32  # rows per step
     a.replay_buffer = 200  # examples
-    a.replay_share = 0.5  # share of old rows
+    a.replay_share = 0.5  # experience replay: share of old rows
     a.ewc_strength = 300.0  # lambda
     a.ewc_examples = 400  # examples per experience for the Fisher diagonal
     a.optim = _optim(lr=1e-3)

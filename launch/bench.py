@@ -381,7 +381,7 @@ def show(report: dict[str, Any]) -> None:
 
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     headings = (
-        "step", "works on", "ms (min to max)", "tokens/s", "GFLOP", "GFLOP/s", "of matmul", "by CPU time", "MB",
+        "step", "works on", "ms (min to max)", "tokens/s", "GFLOP", "GFLOP/s", "of matmul", "by CPU", "MB",
     )  # fmt: skip
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=True)
@@ -403,7 +403,7 @@ def show(report: dict[str, Any]) -> None:
     console.width = max(console.width, needed)
     console.print(table)
     print(
-        f"of matmul: of the rate of {report['reference']}, by wall time and by CPU time of this process\n"
+        f"of matmul: of the rate of {report['reference']}, by wall time, and by CPU time of this process\n"
         "MB: arguments and temporary buffers of the compiled program\n"
         f"training (SFT step): {share(training['of_matmul'])} of the matmul rate, "
         f"{share(training['of_matmul_cpu'])} by CPU time; wanted: at least {share(GOALS['training'])}\n"

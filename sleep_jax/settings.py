@@ -63,10 +63,10 @@ class SleepConfig:
 class BaselineConfig:
     """The methods that Sleep is compared with; every cycle spends `gradient_tokens`."""
 
-    gradient_tokens: int = 0  # per cycle; 0 is what a night of Sleep may spend at most
+    gradient_tokens: int = 0  # per cycle; 0 is what a cycle of Sleep may spend
     batch_rows: int = 32
     replay_buffer: int = 200  # experience replay: real examples kept over the whole life
-    replay_share: float = 0.5  # share of old examples in a batch, real or generated
+    replay_share: float = 0.5  # experience replay: share of old rows in a batch
     ewc_strength: float = 300.0  # lambda of EWC
     ewc_examples: int = 400  # examples per experience for the Fisher diagonal
     optim: OptimConfig = OptimConfig(lr=1e-3)

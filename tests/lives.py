@@ -46,7 +46,7 @@ SMALL = {
         "margin": 1.0,
         "recall": {"max_new": 31, "rounds": 1, "batch_size": 16, "answer_max_new": 8},
         "imitate": {"prompts": 2, "samples": 2, "max_new": 8, "width": 24, "refresh": 2},
-        "optim": {"weight_decay": 0.1},
+        "optim": {"lr": 2e-2, "weight_decay": 0.1},
     },
     "baseline": {"gradient_tokens": 400, "batch_rows": 4, "replay_buffer": 8, "ewc_examples": 8},
 }

@@ -1,7 +1,6 @@
 """Nights taken out of a life: exactly, for good, and refused where one cannot go alone."""
 
 import dataclasses
-import functools
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from sleep_jax import checkpoint, forgetting, life, settings, trees
+from sleep_jax.data import encoding, stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
@@ -36,11 +36,21 @@ def ended(lived, begun, tmp_path):
     return tmp_path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(born):
     config = lives.config()
     tok = Tokenizer.load(born / "tokenizer.json")
     return build(dataclasses.replace(config.model, vocab_size=tok.vocab_size), config.memory, eos=tok.eos)
+
+
+@pytest.fixture(scope="module")
+def logits(model, born):
+    """`logits(state, memory)` of what was read on the days."""
+    days = stream.load(lives.config().stream).days
+    tok = Tokenizer.load(born / "tokenizer.json")
+    tokens_BT, _ = encoding.prompts(tok, [e for day in days for e in day.train if e.prompt])
+    run = jax.jit(lambda params, memory: model.apply(params, tokens_BT, memory=memory).logits_BTV)
+    return lambda state, memory: np.asarray(run(state.params, memory))
 
 
 def at(model, workdir, name=None):
@@ -51,23 +61,18 @@ def at(model, workdir, name=None):
     return State.restore(arrays, meta["state"])
 
 
-def logits(model, params, memory):
-    tokens_BT = np.random.default_rng(0).integers(6, model.config.vocab_size, (4, 24))
-    return jax.jit(functools.partial(model.apply, params, memory=memory))(tokens_BT).logits_BTV
-
-
 def read(path):
     return json.loads(path.read_text())
 
 
-def test_the_last_night_taken_out_restores_the_evening_before_bit_for_bit(ended, model):
+def test_the_last_night_taken_out_restores_the_evening_before_bit_for_bit(ended, model, logits):
     evening, morning = at(model, ended, "002-wake"), at(model, ended)
-    before, asleep = (logits(model, s.params, memory_lib.rest(s.memory)) for s in (evening, morning))
-    assert (before != asleep).any()
+    before, asleep = (logits(s, memory_lib.rest(s.memory)) for s in (evening, morning))
+    assert (before != asleep).any()  # the night had changed something
     said = forgetting.forget(ended, [2])
     after = at(model, ended)
     assert checkpoint.boundaries(ended)[-1] == "002-forget-2"
-    assert trees.bit_equal(before, logits(model, after.params, memory_lib.rest(after.memory))) == []
+    assert trees.bit_equal(before, logits(after, memory_lib.rest(after.memory))) == []
     assert trees.bit_equal(evening.params, after.params) == []
     assert not any(np.asarray(x).any() for x in memory_lib.read_slot(after.memory, 0, 1).values())
     assert [s.nights for s in after.slots] == [(1,)] and [s.nights for s in after.forgotten] == [(2,)]
@@ -84,7 +89,7 @@ def test_the_last_night_taken_out_restores_the_evening_before_bit_for_bit(ended,
     assert "forgotten" in (ended / "report.html").read_text()
 
 
-def test_an_earlier_night_leaves_the_later_ones_as_they_are(ended, model):
+def test_an_earlier_night_leaves_the_later_ones_as_they_are(ended, model, logits):
     morning = at(model, ended)
     forgetting.forget(ended, [1])
     after = at(model, ended)
@@ -92,10 +97,7 @@ def test_an_earlier_night_leaves_the_later_ones_as_they_are(ended, model):
     kept = (memory_lib.read_slot(s.memory, 0, 1) for s in (morning, after))
     assert trees.bit_equal(*kept) == []
     masked = memory_lib.with_active(morning.memory, after.memory.active_LE)
-    assert (
-        trees.bit_equal(logits(model, morning.params, masked), logits(model, after.params, after.memory))
-        == []
-    )
+    assert trees.bit_equal(logits(morning, masked), logits(after, after.memory)) == []
 
 
 def test_a_life_goes_on_without_what_was_taken_out_one_night_after_the_other(

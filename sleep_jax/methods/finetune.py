@@ -22,18 +22,23 @@ def documents(world: World, examples: Sequence[Example]) -> list[Encoded]:
     return encoding.encode(world.tok, examples, length) + pairs
 
 
-def budget(world: World) -> int:
-    """Gradient tokens per cycle: as many as a day and a night of Sleep may spend."""
+def budget(world: World, cycle: int) -> int:
+    """Gradient tokens of a cycle: what Sleep spends on waking, and on seeding with full rows to the last step.
+
+    Rows are never quite full, which leaves room for the student's own samples.
+    """
     c = world.config
     if c.baseline.gradient_tokens:
         return c.baseline.gradient_tokens
-    return c.sleep.steps * c.sleep.batch_rows * c.row_length
+    day = sum(len(e.tokens) for e in documents(world, world.stream.days[cycle - 1].train))
+    return c.wake.passes * day + c.sleep.steps * c.sleep.batch_rows * c.row_length
 
 
-def steps_for(world: World, rows: Batch) -> int:
+def steps_for(world: World, rows: Batch, cycle: int) -> int:
     """Steps that spend the budget on these rows, by how full they are."""
     full = float((rows.segments_BT > 0).mean())
-    return max(round(budget(world) / (world.config.baseline.batch_rows * world.config.row_length * full)), 1)
+    per_step = world.config.baseline.batch_rows * world.config.row_length * full
+    return max(round(budget(world, cycle) / per_step), 1)
 
 
 def mixed(new: Batch, old: Batch, share: float, seed: int) -> Batch:
@@ -66,7 +71,7 @@ def fit_backbone(
     frozen: Tree = None,
 ) -> State:
     """Trains the backbone on rows within the budget; without an objective, on next-token prediction."""
-    count = steps_for(world, rows)
+    count = steps_for(world, rows, cycle)
     batches = pipeline.batches(rows, world.config.baseline.batch_rows, world.seed * 1000 + cycle, epochs=None)
     optimizer = optim.make(world.config.baseline.optim, count)
     objective = objective or losses.supervised(world.model)

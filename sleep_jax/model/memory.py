@@ -155,7 +155,7 @@ def router_scores(h_BTD: Array, bank: Tree) -> tuple[Array, Array]:
 
 
 def router_logits(own_BTLE: Array, seen_BSM: Array, mask_BTS: Array) -> Array:
-    """Float32 score of every slot: h_t w + mean_{s <= t} h_s p + bias, the mean over what the token attends to.
+    """Float32 score of every slot: h_t w + bias + mean of h_s p over all s that the token attends to.
 
     The mean is our reading; the paper says no more than that each level has a router. One token rarely tells
     which day a text belongs to, all words so far mostly do: without it a new expert takes over tokens of old

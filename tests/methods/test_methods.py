@@ -265,8 +265,10 @@ def test_all_methods_spend_the_same_gradient_tokens_to_within_a_batch(world, mat
 
 
 def test_the_budget_is_what_a_night_may_spend_unless_it_is_set(world):
-    assert finetune.budget(world()) == 20 * 8 * ROW
-    assert finetune.budget(world(gradient_tokens=77)) == 77
+    here = world()
+    day = sum(len(e.tokens) for e in finetune.documents(here, here.stream.days[1].train))
+    assert finetune.budget(here, 2) == here.config.wake.passes * day + 20 * 8 * ROW
+    assert finetune.budget(world(gradient_tokens=77), 2) == 77
 
 
 def test_steps_follow_from_how_full_the_rows_are(world, material):
@@ -275,9 +277,9 @@ def test_steps_follow_from_how_full_the_rows_are(world, material):
     sparse = packing.pack(finetune.documents(here, material.days[0].train)[:1], ROW)[0]
     for rows in (packed, sparse):
         full = (rows.segments_BT > 0).mean()
-        assert finetune.steps_for(here, rows) == round(6000 / (4 * ROW * full))
-    assert finetune.steps_for(here, sparse) > finetune.steps_for(here, packed)
-    assert finetune.steps_for(world(gradient_tokens=1), packed) == 1
+        assert finetune.steps_for(here, rows, 1) == round(6000 / (4 * ROW * full))
+    assert finetune.steps_for(here, sparse, 1) > finetune.steps_for(here, packed, 1)
+    assert finetune.steps_for(world(gradient_tokens=1), packed, 1) == 1
 
 
 def test_the_day_is_on_the_account_once_for_every_method(world, material):

@@ -257,6 +257,22 @@ def test_an_extra_random_expert_opens_a_slot_that_no_router_chose(model, self_, 
     assert np.abs(rollout.logps_BT[at] - log_softmax(asleep)[before]).max() > 0.05
 
 
+def test_every_router_draws_its_extra_expert_for_itself(model, self_, prompts, monkeypatch):
+    drawn, route = [], memory_lib.route
+
+    def spy(logits_BTLE, active, keys_B):
+        jax.debug.callback(lambda k: drawn.extend(map(tuple, np.asarray(k))), jax.random.key_data(keys_B))
+        return route(logits_BTLE, active, keys_B)
+
+    monkeypatch.setattr(memory_lib, "route", spy)
+    params, memory = self_
+    options = {"memory": memory, "max_new": 3, "random_expert": True}
+    rollout = jax.jit(lambda *prompts: model.decode(params, *prompts, **options))(*prompts)
+    jax.effects_barrier()
+    calls = int((rollout.length_B - LENGTHS).max())
+    assert len(drawn) == len(set(drawn)) == model.config.layers * calls * B and calls > 1
+
+
 def test_prompts_that_leave_no_room_are_an_error_with_all_numbers(model, self_, prompts):
     with pytest.raises(ValueError, match=r"6 tokens plus 27 new ones exceed model.max_len=32"):
         model.decode(self_[0], *prompts, max_new=27)
