@@ -20,5 +20,7 @@ def get_config():
     c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
     c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every = 240, 16, 40
     c.sleep.optim.lr = 1e-2
+    c.sleep.seed.prompt_weight = 1.0  # prompts hold the names, and dreams of them must be spelt right
+    c.sleep.recall.rounds, c.sleep.recall.temperature = 8, 0.8
     c.baseline.batch_rows = 16
     return c

@@ -84,13 +84,15 @@ def boundaries(workdir: PathLike) -> list[str]:
 
 
 def save_rolling(workdir: PathLike, phase: str, step: int, state: Tree, meta: dict[str, Any]) -> None:
-    """Stores the state inside a phase and drops all but the latest two checkpoints.
+    """Stores the state inside a phase and drops all but the latest two of its checkpoints.
 
+    Those of other phases stay: a night may pass through several, of which only the last is resumed for good.
     Arguments and errors are those of `save_boundary`; a checkpoint of the same phase and step is replaced.
     """
     step = int(step)
     _write(_child(workdir, "ckpt", f"{phase}-{step:09d}"), state, {"phase": phase, "step": step}, meta)
-    for path, _ in _complete(_absolute(workdir) / "ckpt")[:-ROLLING]:
+    mine = [path for path, record in _complete(_absolute(workdir) / "ckpt") if record["phase"] == phase]
+    for path in mine[:-ROLLING]:
         _remove(path)
 
 

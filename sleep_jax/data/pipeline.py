@@ -77,8 +77,8 @@ def batches(
 def in_shares(sizes: Sequence[int], shares: Sequence[float]) -> np.ndarray:
     """Row numbers of several groups, one after the other, repeated until each has its share.
 
-    The group that has most rows for its share comes once; of the others, rows are repeated in order, whole groups
-    first. An epoch over the result then holds all groups in proportion.
+    The group that has most rows for its share comes once; of the others, rows are repeated in order.
+    An epoch over the result then holds all groups in proportion.
 
     Args:
       sizes: rows of each group; a group without rows has no share.

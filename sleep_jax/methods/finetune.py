@@ -23,7 +23,7 @@ def documents(world: World, examples: Sequence[Example]) -> list[Encoded]:
 
 
 def budget(world: World, cycle: int) -> int:
-    """Gradient tokens of a cycle: what Sleep spends on waking, and on seeding with full rows to the last step.
+    """Gradient tokens of a cycle: what Sleep spends on waking, and on seeding full rows to the last step.
 
     Rows are never quite full, which leaves room for the student's own samples.
     """

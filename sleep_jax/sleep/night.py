@@ -153,7 +153,8 @@ def seed(
         )
 
     rehearsed = old.train if variant.rehearse else []
-    parts = [lessons(taught) for taught in (new.train, rehearsed) if any(dreams for _, dreams in taught)]
+    shares = [*_shares(new.train, config.new_share), *_shares(rehearsed, 1 - config.new_share)]
+    parts = [lessons([(self_, dreams)]) for self_, dreams, _ in shares]
     if context:
         (awake, dreams), *_ = new.train
         told = consolidate.lessons_in_context(
@@ -169,7 +170,7 @@ def seed(
         )
         parts[0] = jax.tree.map(lambda *xs: np.concatenate(xs), parts[0], told)
     train = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-    order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], [config.new_share, 1 - config.new_share])
+    order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], [share for *_, share in shares])
     held_out = lessons([*old.held_out, *new.held_out])
     if variant.expand:
         key = rng.fold(rng.stream(world.seed, "sleep/expand"), cycle)
@@ -228,6 +229,18 @@ def seed(
     mlp = jax.tree.map(jnp.add, params["blocks"]["mlp"], trained)
     merged = {**params, "blocks": {**params["blocks"], "mlp": mlp}}
     return Seeding(student, merged, report["steps"], report["held_out_kl"], finite)
+
+
+def _shares(
+    taught: Sequence[tuple[Self, list[Dream]]], whole: float
+) -> list[tuple[Self, list[Dream], float]]:
+    """The share of rows that each self teaches: by what it learnt, not by how many dreams were kept.
+
+    Early nights then weigh the same however hard their dreams are to come by.
+    """
+    taught = [(self_, dreams) for self_, dreams in taught if dreams]
+    total = sum(self_.documents for self_, _ in taught)
+    return [(self_, dreams, whole * self_.documents / total) for self_, dreams in taught]
 
 
 def _semantic(world: World, params: Tree, config: SleepConfig) -> imitate.SemanticReward:
