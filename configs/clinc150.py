@@ -3,8 +3,8 @@
 The utterance is read and the intent is written as text, without a task id. Data:
 `{data_dir}/clinc150/data_full.json` and `domains.json` as published (clinc/oos-eval).
 
-Claim: Sleep takes on a domain a night and keeps the earlier ones, where sequential fine-tuning keeps the last.
-Cost: about 2 M parameters; meant for a birth of at most 12 minutes and a Sleep life of at most 25 on 2 CPU cores.
+Claim: Sleep takes on a domain a night and keeps the earlier ones; sequential fine-tuning keeps the last.
+Cost: 2 M parameters; meant for a birth of 12 minutes at most and a Sleep life of 25 on 2 CPU cores.
 Command: python -m launch.main --config=configs/clinc150.py --workdir=runs/clinc150
 Dreams only: the same with --config.sleep.day_at_hand=False --config.birth.checkpoint=runs/clinc150/birth
 Number: none yet over all five nights; the README says what was measured.
