@@ -18,7 +18,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.methods import sleep
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops import divergence
-from sleep_jax.sleep import night
+from sleep_jax.sleep import night, selves
 from sleep_jax.sleep.night import Seeding, Variant
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Slot
@@ -265,3 +265,27 @@ def test_a_merge_for_real_and_killed_behind_it_is_bit_for_bit_one_that_was_not(
     teachers = {line["teacher"] for line in metrics.read_jsonl(tmp_path / "once/dreams/night-03.jsonl")[0]}
     assert teachers == {"birth", "night 2", "awake"}
     assert dataclasses.asdict(once.nights[-1])["outcome"] == "committed"
+
+
+def test_the_slot_that_leads_an_answer_is_the_one_chosen_most_where_it_is_written(tiny, grown):
+    probes = [Example(f"who is {name}", name) for name in ("ada", "bea", "cyd", "dan", "eve")]
+    answers = ["ada", "", "cyd is here", "d", "eve eve"]
+    tok = Tokenizer.train([" ".join(answers)], 300)
+    model = tiny(vocab_size=300, slow_levels=1, slots=3)
+    params, memory = grown(model)
+    memory = memory_lib.with_active(memory, np.array([[True, False, True]]))
+
+    def share(memory, batch_size=2):
+        return selves.leading(model, tok, params, memory, probes, answers, batch_size).tolist()
+
+    routes = jax.jit(lambda tokens_BT: model.apply(params, tokens_BT, memory=memory).routes_BTLE)
+    expected = np.zeros(4)
+    for probe, answer in zip(probes, answers, strict=True):
+        question = [tok.bos, *tok.encode(" " + probe.prompt), tok.ans]
+        ids = [*question, *tok.encode(" " + answer)]
+        padded_BT = np.array([[*ids, *[tok.pad] * (model.config.max_len - len(ids))]])
+        written_TE = np.asarray(routes(padded_BT))[0, len(question) - 1 : len(ids), 0]
+        expected[np.argmax([*written_TE.mean(0), 1 - written_TE.sum(1).mean()])] += 1 / len(probes)
+    assert share(memory) == share(memory, 5) == [pytest.approx(expected[:3])]
+    assert share(memory_lib.force_slot(memory, 0, 2)) == [[0, 0, 1]]
+    assert share(memory_lib.with_active(memory, np.zeros((1, 3), bool))) == [[0, 0, 0]]
