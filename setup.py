@@ -1,4 +1,4 @@
-"""Package metadata. Installing puts `sleep_jax` alone into site-packages; launch/ and configs/ run from a checkout."""
+"""Package metadata: installing puts `sleep_jax` alone into site-packages; the rest runs from a checkout."""
 
 import pathlib
 import re

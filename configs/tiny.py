@@ -1,10 +1,10 @@
 """Three days among invented people, on a laptop.
 
-Claim: Sleep keeps what it was born with and learns most of what joint training learns; sequential
-fine-tuning forgets.
-Cost: minutes on 2 CPU cores, birth included.
+Claim: Sleep keeps what it was born with, learns most of what joint training learns and keeps part of it;
+sequential fine-tuning forgets.
+Cost: 7 minutes on 2 CPU cores, birth included.
 Command: python -m launch.main
-Number: see the README; printed at the end and written to runs/tiny/report.html.
+Number: everything 74.7 % (sequential 21.9, joint 99.7), birth 99.5 -> 94.3 %, seed 0; the README has the table.
 """
 
 from configs import base
