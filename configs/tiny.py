@@ -4,7 +4,7 @@ Claim: Sleep keeps what it was born with, learns most of what joint training lea
 sequential fine-tuning forgets.
 Cost: 7 minutes on 2 CPU cores, birth included.
 Command: python -m launch.main
-Number: everything 74.7 % (sequential 21.9, joint 99.7), birth 99.5 -> 94.3 %, seed 0; the README has the table.
+Number: everything 74.7 % (sequential 21.9, joint 99.7), birth 99.5 -> 94.3 %, seed 0; see the README.
 """
 
 from configs import base
