@@ -82,7 +82,6 @@ def get_config() -> ConfigDict:
     w.rule = "sgd"  # "sgd" or "adam"
     w.lr = (1.0,)  # of each fast level
     w.clip = 1.0  # gradient norm per level and write
-    w.prompt_weight = 1.0  # weight of predicting a prompt's tokens
 
     c.sleep = n = ConfigDict()
     n.day_at_hand = True  # the day's inputs are prompts until the night commits; False is dreams only

@@ -25,7 +25,6 @@ class WakeConfig:
     rule: Literal["sgd", "adam"] = "sgd"  # f of Eq. 2
     lr: tuple[float, ...] = (1.0,)  # per fast level, fastest first
     clip: float = 1.0  # largest gradient norm of a level at a write
-    prompt_weight: float = 1.0  # weight of predicting the prompt's tokens
 
     def __post_init__(self):
         if self.rule not in ("sgd", "adam"):

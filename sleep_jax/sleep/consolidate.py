@@ -186,14 +186,8 @@ def lessons(
         if not encoded:
             continue
         rows, _ = packing.pack(encoded, row_length, weight_prompt=prompt_weight)
-        n = len(rows.tokens_BT)
-        hidden = []
-        seen = seen_by(memory, self_)
-        for start in range(0, n, batch_size):
-            index = np.minimum(np.arange(start, start + batch_size), n - 1)
-            fields = (rows.tokens_BT, rows.segments_BT, rows.positions_BT)
-            hidden.append(np.asarray(score(params, seen, *(x[index] for x in fields))))
-        parts.append(Lesson(rows, np.concatenate(hidden)[:n]))
+        fields = rows.tokens_BT, rows.segments_BT, rows.positions_BT
+        parts.append(Lesson(rows, _scored(score, params, seen_by(memory, self_), fields, batch_size)))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
@@ -233,12 +227,20 @@ def lessons_in_context(
     positions = np.concatenate(
         [np.broadcast_to(np.arange(width), before.shape), rows.positions_BT + width], axis=1
     )
+    fields = tokens, segments, positions.astype(np.int32)
+    return Lesson(rows, _scored(score, params, memory, fields, batch_size)[:, width:])
+
+
+def _scored(
+    score, params: Tree, memory: Memory, fields: tuple[np.ndarray, ...], batch_size: int
+) -> np.ndarray:
+    """hidden_BTD of all rows, `batch_size` at a time; the last call repeats the last row."""
+    n = len(fields[0])
     hidden = []
     for start in range(0, n, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), n - 1)
-        fields = (x[index].astype(np.int32) for x in (tokens, segments, positions))
-        hidden.append(np.asarray(score(params, memory, *fields))[:, width:])
-    return Lesson(rows, np.concatenate(hidden)[:n])
+        hidden.append(np.asarray(score(params, memory, *(x[index] for x in fields))))
+    return np.concatenate(hidden)[:n]
 
 
 def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int) -> Callable[[Tree], float]:
