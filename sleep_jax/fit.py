@@ -70,7 +70,7 @@ class World:
             },
         }
         metrics.write_memory(self.workdir, self.costs)
-        return run
+        return compiled
 
 
 @dataclasses.dataclass
