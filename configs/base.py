@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     s.seed = 0  # biographies: who lives where
     s.birth_fraction = 0.5  # share of domains, folders or classes that is known at birth
     s.days = 0  # days lived; 0 is all that there are (biographies: 3)
+    s.probes = "test"  # split that a life is measured on; "valid" while settings are chosen
     s.people_at_birth = 24  # biographies
     s.people_per_day = 8  # biographies
     s.attributes = 4  # biographies: facts per person

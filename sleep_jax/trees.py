@@ -1,11 +1,9 @@
 """Pytrees seen as a flat table of named arrays ("blocks/mlp/gate_NDF")."""
 
-import hashlib
 import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sleep_jax.types import Array, Tree
 
@@ -44,30 +42,3 @@ def all_finite(tree: Tree) -> Array:
     """Whether no array of the tree holds a NaN or an infinity: one boolean on the device."""
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
     return jnp.stack(finite).all() if finite else jnp.array(True)
-
-
-def _content(leaf: Array) -> tuple[str, tuple[int, ...], bytes]:
-    array = np.asarray(leaf)
-    return str(array.dtype), array.shape, array.tobytes()
-
-
-def bit_equal(a: Tree, b: Tree) -> list[str]:
-    """Paths at which two trees differ in presence, dtype, shape or any bit; equal trees give an empty list.
-
-    NaN equals the same NaN, and 0.0 differs from -0.0.
-    """
-    left, right = named(a), named(b)
-    missing = left.keys() ^ right.keys()
-    return [
-        path for path in {**left, **right} if path in missing or _content(left[path]) != _content(right[path])
-    ]
-
-
-def fingerprint(tree: Tree) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of all leaves, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(named(tree).items()):
-        dtype, shape, data = _content(leaf)
-        digest.update(f"{len(path)} {path} {dtype} {shape}".encode())
-        digest.update(data)
-    return digest.hexdigest()

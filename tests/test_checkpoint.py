@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from equality import bit_equal
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sleep_jax import checkpoint, trees
+from sleep_jax import checkpoint
 from sleep_jax.checkpoint import CheckpointError
 from sleep_jax.types import TrainState
 
@@ -42,7 +43,7 @@ def test_boundary_comes_back_bit_for_bit(tmp_path):
     saved = state()
     checkpoint.save_boundary(tmp_path, "000-birth", saved, meta)
     loaded, loaded_meta = checkpoint.load_boundary(tmp_path, "000-birth", abstract(saved))
-    assert trees.bit_equal(saved, loaded) == []
+    assert bit_equal(saved, loaded) == []
     assert jax.tree.structure(saved) == jax.tree.structure(loaded)
     assert loaded_meta == meta
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(loaded))
@@ -111,7 +112,7 @@ def test_restores_into_the_shardings_of_the_target(tmp_path):
     loaded, _ = checkpoint.load_boundary(tmp_path, "a", target)
     assert {k: x.sharding for k, x in loaded.items()} == {k: x.sharding for k, x in target.items()}
     assert len(loaded["w"].addressable_shards) == 8 and loaded["w"].addressable_shards[0].data.shape == (2, 4)
-    assert trees.bit_equal(loaded, saved) == []
+    assert bit_equal(loaded, saved) == []
 
 
 @pytest.mark.parametrize(
@@ -222,9 +223,9 @@ def test_a_refused_write_costs_nothing_that_was_saved(tmp_path):
 
 def _earlier_are_intact(workdir, small):
     tree, meta = checkpoint.load_boundary(workdir, "0-birth", small)
-    assert trees.bit_equal(tree, small) == [] and meta == {"n": 1}
+    assert bit_equal(tree, small) == [] and meta == {"n": 1}
     step, tree, _ = checkpoint.load_rolling(workdir, "1-wake", small)
-    assert step == 5 and trees.bit_equal(tree, small) == []
+    assert step == 5 and bit_equal(tree, small) == []
     assert sorted(p.name for p in (workdir / "phases").iterdir()) == ["0-birth"]
     checkpoint.save_boundary(workdir, "1-wake", small, {})
     assert checkpoint.boundaries(workdir) == ["0-birth", "1-wake"]

@@ -9,8 +9,9 @@ import jax
 import lives
 import numpy as np
 import pytest
+from equality import bit_equal
 
-from sleep_jax import checkpoint, forgetting, life, settings, trees
+from sleep_jax import checkpoint, forgetting, life, settings
 from sleep_jax.data import encoding, stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -73,8 +74,8 @@ def test_the_last_night_taken_out_restores_the_evening_before_bit_for_bit(ended,
     said = forgetting.forget(ended, [2])
     after = at(model, ended)
     assert checkpoint.boundaries(ended)[-1] == "002-forget-2"
-    assert trees.bit_equal(before, logits(after, memory_lib.rest(after.memory))) == []
-    assert trees.bit_equal(evening.params, after.params) == []
+    assert bit_equal(before, logits(after, memory_lib.rest(after.memory))) == []
+    assert bit_equal(evening.params, after.params) == []
     assert not any(np.asarray(x).any() for x in memory_lib.read_slot(after.memory, 0, 1).values())
     assert [s.nights for s in after.slots] == [(1,)] and [s.nights for s in after.forgotten] == [(2,)]
     assert after.retention == morning.retention[:2]
@@ -96,9 +97,9 @@ def test_an_earlier_night_leaves_the_later_ones_as_they_are(ended, model, logits
     after = at(model, ended)
     assert np.asarray(after.memory.active_LE).tolist() == [[False, True, False]]
     kept = (memory_lib.read_slot(s.memory, 0, 1) for s in (morning, after))
-    assert trees.bit_equal(*kept) == []
+    assert bit_equal(*kept) == []
     masked = memory_lib.with_active(morning.memory, after.memory.active_LE)
-    assert trees.bit_equal(logits(morning, masked), logits(after, after.memory)) == []
+    assert bit_equal(logits(morning, masked), logits(after, after.memory)) == []
 
 
 def test_a_life_goes_on_without_what_was_taken_out_one_night_after_the_other(
@@ -140,7 +141,7 @@ def test_a_night_can_go_while_the_next_day_is_being_lived(ended, lived, model, q
     assert checkpoint.boundaries(ended)[-1] == "002-forget-1" and not list((ended / "ckpt").iterdir())
     after = at(model, ended)
     assert after.retention == state.retention and after.slots == []
-    assert trees.bit_equal(after.memory.fast, state.memory.fast) == []
+    assert bit_equal(after.memory.fast, state.memory.fast) == []
     life.run(settings.load(read(lived / "config.json")), str(ended))
     assert [s.nights for s in at(model, ended).slots] == [(2,)]
     assert checkpoint.boundaries(ended)[-2:] == ["002-forget-1", "002-sleep"]

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import lives
 import numpy as np
 import pytest
+from equality import bit_equal
 
 from configs import clinc150
-from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, trees
+from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings
 from sleep_jax.types import Mean, TrainState
 
 KILLS = [
@@ -51,14 +52,14 @@ def test_a_life_that_is_killed_again_and_again_is_bit_for_bit_one_that_never_was
     once, again = ({t["phase"]: t.get("steps") for t in first_day(path)} for path in (lived, workdir))
     assert [once[k] - again[k] for k in ("wake/fit", "sleep/fit")] == [2, 2]
     last = checkpoint.boundaries(lived)[-1]
-    assert trees.bit_equal(lives.arrays(workdir, last), lives.arrays(lived, last)) == []
+    assert bit_equal(lives.arrays(workdir, last), lives.arrays(lived, last)) == []
 
 
 def test_a_night_moves_its_own_slot_and_nothing_else(lived):
     for night in (1, 2):
         evening, morning = lives.arrays(lived, f"00{night}-wake"), lives.arrays(lived, f"00{night}-sleep")
         assert (
-            trees.bit_equal(
+            bit_equal(
                 {k: v for k, v in evening.items() if k.startswith("params/")},
                 {k: v for k, v in morning.items() if k.startswith("params/")},
             )

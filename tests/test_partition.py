@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from equality import bit_equal
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from sleep_jax import checkpoint, trees
+from sleep_jax import checkpoint
 from sleep_jax.partition import MeshConfig, Partitioner, spec
 from sleep_jax.types import Batch, Mean, TrainState
 
@@ -167,7 +168,7 @@ def test_a_mapped_step_that_never_reduces_is_an_error():
 
 def test_a_batch_is_split_row_by_row():
     placed = Partitioner(MeshConfig(data=2, fsdp=2, model=2)).put_batch(batch())
-    assert trees.bit_equal(placed, batch()) == []
+    assert bit_equal(placed, batch()) == []
     assert {s.data.shape for s in placed.tokens_BT.addressable_shards} == {(B // 4, T)}
 
 
@@ -175,7 +176,7 @@ def test_a_state_restores_from_another_split(tmp_path):
     first, second = Partitioner(MeshConfig(fsdp=8)), Partitioner(MeshConfig(model=4, fsdp=2))
     checkpoint.save_boundary(tmp_path, "a", first.put(params()), {})
     loaded, _ = checkpoint.load_boundary(tmp_path, "a", second.abstract(jax.eval_shape(params)))
-    assert trees.bit_equal(loaded, params()) == []
+    assert bit_equal(loaded, params()) == []
     assert jax.tree.map(lambda x: x.sharding, loaded) == second.shardings(params())
 
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from equality import bit_equal
 
-from sleep_jax import losses, steps, trees
+from sleep_jax import losses, steps
 from sleep_jax.ops.masked import masked_mean
 from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.types import Batch, Mean, Memory, Objective, TrainState
@@ -170,4 +171,4 @@ def test_the_loss_is_the_mean_over_counting_targets(model, grown, single):
 def test_the_state_before_the_first_step_is_zero_steps():
     state = steps.init(optax.adam(1.0), START)
     assert isinstance(state, TrainState) and int(state.step) == 0
-    assert trees.bit_equal(state.params, START) == []
+    assert bit_equal(state.params, START) == []

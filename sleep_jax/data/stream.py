@@ -50,6 +50,7 @@ class StreamConfig:
     seed: int = 0  # biographies: who lives where; the other sources are as their files are
     birth_fraction: float = 0.5  # share of domains, folders or classes known at birth (biographies: unused)
     days: int = 0  # number of days; 0 = all that there are (biographies have no end: 3)
+    probes: str = "test"  # split that a life is measured on; "valid" while settings are chosen
     people_at_birth: int = 24  # biographies: people known at birth
     people_per_day: int = 8  # biographies: new people per day
     attributes: int = 4  # biographies: facts per person, the first so many of biographies.ATTRIBUTES
@@ -67,6 +68,8 @@ class StreamConfig:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
         if not 0 <= self.birth_fraction <= 1:
             raise ValueError(f"birth_fraction={self.birth_fraction} must lie between 0 and 1")
+        if self.probes not in ("test", "valid"):
+            raise ValueError(f"probes={self.probes!r} is neither 'test' nor 'valid'")
         if len(self.tfds_splits) != 3:
             raise ValueError(f"tfds_splits={self.tfds_splits!r} must name three splits: train, valid, test")
 
@@ -78,7 +81,8 @@ def load(config: StreamConfig) -> Stream:
       config: source and its settings.
 
     Returns:
-      Birth and at least one day, each with train, valid and test examples.
+      Birth and at least one day, each with train, valid and test examples; with `probes` "valid" the
+      validation examples stand in the place of the test examples, which are left out.
 
     Raises:
       ValueError: on an unknown source (naming the nearest), and whatever the source raises about its data.
@@ -97,7 +101,11 @@ def load(config: StreamConfig) -> Stream:
             f"source={config.source!r} is not a source of data{did_you_mean(config.source, sources)}; "
             f"there are {', '.join(sources)}"
         )
-    return sources[config.source](config)
+    stream = sources[config.source](config)
+    if config.probes == "test":
+        return stream
+    birth, *days = (dataclasses.replace(e, test=e.valid) for e in (stream.birth, *stream.days))
+    return Stream(birth, tuple(days))
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

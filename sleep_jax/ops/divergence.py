@@ -65,16 +65,6 @@ def generalised_jsd(
     return _divergence(float(beta), clip, teacher_logits_BTV, student_logits_BTV)
 
 
-def forward_kl(teacher_logits_BTV: Array, student_logits_BTV: Array, clip: float | None = None) -> Array:
-    """KL(teacher || student) of every token, sum_v p_v (log p_v - log q_v); see `generalised_jsd`."""
-    return generalised_jsd(teacher_logits_BTV, student_logits_BTV, 0.0, clip)
-
-
-def reverse_kl(teacher_logits_BTV: Array, student_logits_BTV: Array, clip: float | None = None) -> Array:
-    """KL(student || teacher) of every token, sum_v q_v (log q_v - log p_v); see `generalised_jsd`."""
-    return generalised_jsd(teacher_logits_BTV, student_logits_BTV, 1.0, clip)
-
-
 def _entries(beta: float, clip: float | None, logp_BTV: Array, logq_BTV: Array) -> tuple[Array, Array]:
     """Contribution of every vocabulary entry, and its slope in log q."""
     p_BTV, q_BTV = jnp.exp(logp_BTV), jnp.exp(logq_BTV)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from equality import bit_equal
 
-from sleep_jax import trees
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.decode import decode, filter_logits
 
@@ -281,4 +281,4 @@ def test_prompts_that_leave_no_room_are_an_error_with_all_numbers(model, self_, 
 def test_memory_is_an_argument_of_decoding(model, self_, sample, prompts):
     params, memory = self_
     other = sample((params, memory_lib.forget_day(memory)), prompts)
-    assert trees.bit_equal(other.tokens_BT, sample(self_, prompts).tokens_BT) != []
+    assert bit_equal(other.tokens_BT, sample(self_, prompts).tokens_BT) != []

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from equality import bit_equal
 
 from sleep_jax import optim, trees
 from sleep_jax.model import memory as memory_lib
@@ -173,7 +174,7 @@ def test_a_slot_is_written_read_and_cleared_and_no_other_moves(model, grown, sca
     memory = memory_lib.with_active(memory, open_slots((0, 0)))
     slot = scatter(memory_lib.fresh_slot(model.config, model.memory_config, jax.random.key(0)), 5)
     written = memory_lib.write_slot(memory, slot, 1, 2)
-    assert trees.bit_equal(memory_lib.read_slot(written, 1, 2), slot) == []
+    assert bit_equal(memory_lib.read_slot(written, 1, 2), slot) == []
     assert np.asarray(written.active_LE).tolist() == open_slots((0, 0), (1, 2)).tolist()
     locked = memory_lib.write_slot(memory, slot, 1, 2, unlock=False)
     assert np.asarray(locked.active_LE).tolist() == np.asarray(memory.active_LE).tolist()
@@ -181,13 +182,13 @@ def test_a_slot_is_written_read_and_cleared_and_no_other_moves(model, grown, sca
     assert np.asarray(cleared.active_LE).tolist() == open_slots((1, 2)).tolist()
     for at in np.ndindex(L, E):
         old, new = memory_lib.read_slot(memory, *at), memory_lib.read_slot(written, *at)
-        assert bool(trees.bit_equal(old, new)) == (at == (1, 2))
+        assert bool(bit_equal(old, new)) == (at == (1, 2))
         now = memory_lib.read_slot(cleared, *at)
         if at == (0, 0):
             assert not any(x.any() for x in now.values())
         else:
-            assert trees.bit_equal(now, new) == []
-    assert trees.bit_equal(written.fast, memory.fast) == []
+            assert bit_equal(now, new) == []
+    assert bit_equal(written.fast, memory.fast) == []
 
 
 def test_a_slot_is_written_into_a_mask_per_sequence(model, grown):
@@ -217,10 +218,10 @@ def test_only_the_new_slot_has_a_gradient_and_locked_slots_outlive_adam_and_deca
     optimizer = optim.make(optim.OptimConfig(lr=0.1, warmup=0.0, weight_decay=0.5), 4)
     updates, _ = optimizer.update(of_slot, optimizer.init(slot), slot)
     trained = optax.apply_updates(slot, updates)
-    assert trees.bit_equal(trained, slot) == trees.paths(slot)
+    assert bit_equal(trained, slot) == trees.paths(slot)
     after = memory_lib.write_slot(memory, trained, 1, 2)
     for at in np.ndindex(L, E):
-        same = not trees.bit_equal(memory_lib.read_slot(after, *at), memory_lib.read_slot(memory, *at))
+        same = not bit_equal(memory_lib.read_slot(after, *at), memory_lib.read_slot(memory, *at))
         assert same == (at != (1, 2))
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from equality import bit_equal
 
 from sleep_jax import trees
 from sleep_jax.model import memory as memory_lib
@@ -119,7 +120,7 @@ def test_without_open_slots_and_deltas_the_bits_are_those_of_the_plain_decoder(d
     run, x = logits(model), tokens(B, T)
     plain = run(params, None, x)
     asleep = dataclasses.replace(memory, fast=jax.tree.map(np.zeros_like, memory.fast))
-    assert trees.bit_equal(run(params, asleep, x), plain) == []
+    assert bit_equal(run(params, asleep, x), plain) == []
     assert plain.dtype == jnp.float32
     for changed in (opened(asleep, (0, 1)), memory):
         assert np.abs(run(params, changed, x) - plain).max() > 0.05

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from equality import bit_equal
 
-from sleep_jax import optim, steps, trees
+from sleep_jax import optim, steps
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -347,7 +348,7 @@ def test_seeding_brings_the_student_to_its_teacher(seeded):
     night = seeded.masked
     assert night.after < 0.5 * night.before
     assert not np.asarray(night.fresh["b_NRD"]).any() and np.abs(night.slot["b_NRD"]).max() > 0.01
-    assert len(trees.bit_equal(night.slot, night.fresh)) == len(night.slot), "A, B and the router all learn"
+    assert len(bit_equal(night.slot, night.fresh)) == len(night.slot), "A, B and the router all learn"
 
 
 def test_nothing_but_the_slot_moves(seeded, bed):
@@ -355,7 +356,7 @@ def test_nothing_but_the_slot_moves(seeded, bed):
     params, written = consolidate.into_slot(0, 2)(seeded.masked.slot, bed.params, student)
     assert params is bed.params and written.fast is student.fast
     for e in range(4):
-        moved = trees.bit_equal(memory_lib.read_slot(written, 0, e), memory_lib.read_slot(student, 0, e))
+        moved = bit_equal(memory_lib.read_slot(written, 0, e), memory_lib.read_slot(student, 0, e))
         assert bool(moved) == (e == 2)
     assert written.active_LE.tolist() == [[True, False, True, False]]
 
@@ -373,7 +374,7 @@ def test_without_expansion_the_delta_is_added_to_the_mlp(bed):
     delta = jax.tree.map(lambda x: 0.1 * x, bed.memory.fast)
     resting = memory_lib.rest(bed.memory)
     params, memory = consolidate.into_backbone(delta, bed.params, resting)
-    assert params is bed.params and trees.bit_equal(memory.fast, delta) == []
+    assert params is bed.params and bit_equal(memory.fast, delta) == []
     _, memory = consolidate.into_backbone(delta, bed.params, bed.memory)
     for k, x in bed.memory.fast.items():
         np.testing.assert_allclose(memory.fast[k], 1.1 * x, rtol=1e-5)

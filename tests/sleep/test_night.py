@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import lives
 import numpy as np
 import pytest
+from equality import bit_equal
 
 from sleep_jax import checkpoint, life, metrics, phases, trees
 from sleep_jax.data import stream
@@ -67,7 +68,7 @@ def test_a_night_that_is_not_finite_is_rolled_back_and_its_day_goes_into_the_nex
     ]
     assert summary.nights[0].reason == "a loss or a parameter was not finite"
     evening, morning = (lives.arrays(tmp_path, f"001-{phase}") for phase in ("wake", "sleep"))
-    assert trees.bit_equal(evening, morning) == []
+    assert bit_equal(evening, morning) == []
     assert np.asarray(morning["memory/fast/up_NDF"]).any()
     assert not np.asarray(lives.arrays(tmp_path, "002-sleep")["memory/fast/up_NDF"]).any()
 
@@ -87,7 +88,7 @@ def test_a_night_that_costs_more_than_the_margin_changes_nothing(born, begun, tm
     begun(tmp_path, "000-birth", "001-wake")
     world, state = waking(tmp_path, born, sleep={"margin": -2.0})
     after = sleep.nights_sleep(world, "001-sleep", state, 1, world.stream.days[0], Variant())
-    assert trees.bit_equal(state.arrays(), after.arrays()) == []
+    assert bit_equal(state.arrays(), after.arrays()) == []
     assert after.slots == [] and [n.outcome for n in after.nights] == ["rolled back"]
     assert after.nights[0].reason.startswith("agreement on held-out dreams of the past fell from 1.000 to ")
 
@@ -257,7 +258,7 @@ def test_a_merge_for_real_and_killed_behind_it_is_bit_for_bit_one_that_was_not(
             shutil.rmtree(path)
         done.append(third_night(tmp_path / name, born, monkeypatch))
     once, again = done
-    assert trees.bit_equal(once.arrays(), again.arrays()) == [] and once.record() == again.record()
+    assert bit_equal(once.arrays(), again.arrays()) == [] and once.record() == again.record()
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("once", "again")]
     assert lines[0] == lines[1] and '"phase": "merge"' in lines[0]
     assert [(s.index, s.nights) for s in once.slots] == [(2, (1, 2)), (0, (3,))]
