@@ -90,6 +90,7 @@ def get_config() -> ConfigDict:
     n.old_dreams = 4000  # dreams per night of birth and earlier nights
     n.new_dreams = 1500  # dreams per night of the awake self, where the day is not at hand
     n.new_share = 0.5  # share of the day's rows in a batch
+    n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     n.steps = 400  # most optimiser steps
     n.batch_rows = 32  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams

@@ -21,5 +21,7 @@ def get_config():
     c.model.unroll = 4
     c.model.max_len, c.row_length, c.memory.periods = 96, 80, (480,)
     c.wake.rule, c.wake.lr, c.wake.passes = "adam", (1e-3,), 6
-    c.sleep.steps, c.sleep.old_dreams = 400, 4000
+    c.birth.epochs = 12
+    c.sleep.steps, c.sleep.batch_rows, c.sleep.old_dreams = 600, 16, 4000
+    c.sleep.recall.temperature, c.sleep.imitate.prompts = 0.9, 2
     return c

@@ -191,10 +191,15 @@ def publish(world: World, state: State, name: str) -> metrics.Summary:
     """Writes retention.csv, links.jsonl, slots.json and summary.json as they follow from the state."""
     names = [world.stream.birth.name, *(d.name for d in world.stream.days)]
     metrics.write_retention(world.workdir, names, state.retention)
-    for links in state.links:
-        metrics.write_links(world.workdir, links)
     write_slots(world.workdir, state)
     weights = np.array([len(world.stream.birth.test), *(len(d.test) for d in world.stream.days)], float)
+    for links in state.links:
+        n = links.night
+        if n < len(state.retention):
+            old = (float(np.average(row[:n], weights=weights[:n])) for row in state.retention[n - 1 : n + 1])
+            found = dict(zip(("old_before", "old_after"), old, strict=True))
+            links = dataclasses.replace(links, after=state.retention[n][n], **found)
+        metrics.write_links(world.workdir, links)
     matrix = np.array([[np.nan if v is None else v for v in row] for row in state.retention])
     n = len(matrix)
     matrix, weights = matrix[:, :n], weights[:n]

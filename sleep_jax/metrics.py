@@ -77,7 +77,8 @@ class Links:
       recalled: share of the day's answers that came up in its dreams.
       student: accuracy of the student on the day's probes with the new slot forced on.
       after: the same after the night, when the router decides.
-      old_before: accuracy on everything earlier, before the night; `old_after` the same after it.
+      old_before: accuracy on everything earlier, on the morning before; `old_after` the same on the morning
+        after.
       new_before: accuracy on the day's probes before the night, with the fast memory as the day left it.
     """
 

@@ -36,6 +36,7 @@ class SleepConfig:
     old_dreams: int = 4000  # dreams of birth and of earlier nights, in proportion to what each learnt
     new_dreams: int = 1500  # dreams of the awake self, where the day is not at hand
     new_share: float = 0.5  # share of the day's rows in a batch
+    recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     steps: int = 400  # most optimiser steps
     batch_rows: int = 32  # rows of dreams per step
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -53,8 +54,9 @@ class SleepConfig:
                 f"sleep.day_in_context={self.day_in_context} puts the day's text before the teacher, but "
                 "sleep.day_at_hand=False says that it is gone at night: set one of them otherwise"
             )
-        if not 0 < self.new_share < 1:
-            raise ValueError(f"sleep.new_share={self.new_share} is not in (0, 1)")
+        for key in ("new_share", "recall_share"):
+            if not 0 < getattr(self, key) < 1:
+                raise ValueError(f"sleep.{key}={getattr(self, key)} is not in (0, 1)")
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
 

@@ -20,7 +20,8 @@ LAYERS = (
     ("wake", "sleep.selves", "sleep.recall", "sleep.consolidate", "sleep.imitate"),
     ("settings",),  # the configurations of everything above, gathered
     ("fit",),
-    ("phases", "sleep.night"),
+    ("phases", "sleep.seeding"),
+    ("sleep.night",),
     ("methods",),
     ("charts", "runs"),
     ("report",),

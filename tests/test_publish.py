@@ -15,8 +15,8 @@ def world(path, questions):
     return types.SimpleNamespace(workdir=path, stream=stream, seed=3, account=Account(source=1))
 
 
-def state(retention):
-    return types.SimpleNamespace(retention=retention, links=[], slots=[], forgotten=[], nights=[])
+def state(retention, links=()):
+    return types.SimpleNamespace(retention=retention, links=links, slots=[], forgotten=[], nights=[])
 
 
 def test_a_life_in_progress_sees_one_experience_ahead(tmp_path):
@@ -40,3 +40,13 @@ def test_forward_transfer_is_null_where_nothing_was_asked_ahead(tmp_path):
         life.publish(world(tmp_path, {"birth": 1, "x": 1}), state([[0.9, 0.0]]), "sleep").forward_transfer
         is None
     )
+
+
+def test_what_a_night_did_is_the_difference_between_two_mornings(tmp_path):
+    rows = [[0.9, 0.2, None], [0.8, 0.6, 0.1], [0.7, 0.5, 0.4]]
+    links = [metrics.Links(n, "day", 0.5, 1.0, 0.6, None, None, None, 0.5) for n in (1, 2)]
+    life.publish(world(tmp_path, {"birth": 30, "a": 10, "b": 20}), state(rows, links), "sleep")
+    first, second = metrics.read_jsonl(tmp_path / "links.jsonl")[0]
+    assert (first["after"], first["old_before"], first["old_after"]) == (0.6, 0.9, 0.8)
+    assert (second["after"], second["old_before"]) == (0.4, pytest.approx((30 * 0.8 + 10 * 0.6) / 40))
+    assert second["old_after"] == pytest.approx((30 * 0.7 + 10 * 0.5) / 40)

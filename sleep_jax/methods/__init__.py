@@ -4,7 +4,7 @@ import difflib
 
 from sleep_jax.methods import ewc, finetune, generative, icl, sleep
 from sleep_jax.methods.base import Method
-from sleep_jax.sleep.night import Variant
+from sleep_jax.sleep.seeding import Variant
 
 METHODS: dict[str, Method] = {
     "sleep": sleep.method(Variant()),

@@ -15,7 +15,8 @@ from sleep_jax.methods.base import Method
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.phases import State
 from sleep_jax.sleep import night, selves
-from sleep_jax.sleep.night import Variant, ask
+from sleep_jax.sleep.night import ask
+from sleep_jax.sleep.seeding import Variant
 from sleep_jax.sleep.selves import Slot
 from sleep_jax.types import Memory, Tree
 
@@ -50,14 +51,11 @@ def nights_sleep(
 ) -> State:
     """The night, and where it lost what: measured on the probes, which nothing is decided by."""
     lived = [world.stream.birth, *world.stream.days[:cycle]]
-    awake = evals.accuracies(ask(world, state.params, state.memory), [e.test for e in lived])
-    resting = ask(world, state.params, memory_lib.rest(state.memory))
-    old_before = evals.accuracy(resting, [p for e in lived[:-1] for p in e.test])
+    awake = evals.accuracy(ask(world, state.params, state.memory), experience.test)
     # A night that was rolled back has left its day at hand.
     first = max((n.night for n in state.nights if n.outcome == "committed"), default=0)
     days = world.stream.days[first:cycle]
     outcome = night.run(world, name, cycle, state.params, state.memory, state.slots, days, variant)
-    after = evals.accuracies(ask(world, outcome.params, outcome.memory), [e.test for e in lived])
     student = None
     if outcome.place:
         forced = memory_lib.force_slot(outcome.memory, *outcome.place)
@@ -67,13 +65,13 @@ def nights_sleep(
     links = metrics.Links(
         night=cycle,
         experience=experience.name,
-        awake=awake[-1],
+        awake=awake,
         recalled=float(np.mean([evals.normalise(p.answer) in dreamt for p in experience.test])),
         student=student,
-        after=after[-1],
-        old_before=old_before,
-        old_after=float(np.average(after[:-1], weights=[len(e.test) for e in lived[:-1]])),
-        new_before=awake[-1],
+        after=None,  # these three: `life.publish`, from what the mornings before and after found
+        old_before=None,
+        old_after=None,
+        new_before=awake,
     )
     return dataclasses.replace(
         state,

@@ -145,17 +145,18 @@ def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
 
 
 def encode(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> list[encoding.Encoded]:
-    """Each pair in both directions, so that later nights can recall what is learnt; free text as it is."""
-    encoded = []
-    for dream in dreams:
-        if dream.example.prompt:
-            encoded.append(encoding.encode_answering(tok, dream.example, max_len))
-            recalled = encoding.encode_recalling(tok, dream.example, max_len)
-            # All of it counts as a prompt: recalling serves later dreams, and must not outweigh answers.
-            encoded.append(dataclasses.replace(recalled, prompt_length=len(recalled.tokens)))
-        else:
-            encoded.extend(encoding.encode_text(tok, dream.example.answer, max_len))
-    return encoded
+    """What a dream is asked for: pairs from prompt to answer, free text as it is."""
+    return encoding.encode(tok, [d.example for d in dreams], max_len)
+
+
+def encode_recalling(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> list[encoding.Encoded]:
+    """Pairs from answer to prompt, so that later nights can dream of them.
+
+    All tokens behind <recall> weigh alike: in a dream of a later night they will all be sampled.
+    """
+    pairs = [d.example for d in dreams if d.example.prompt]
+    recalled = (encoding.encode_recalling(tok, pair, max_len) for pair in pairs)
+    return [dataclasses.replace(e, prompt_length=1) for e in recalled]
 
 
 @functools.lru_cache(maxsize=8)

@@ -158,6 +158,41 @@ def rewards(
     return {**parts, "reward": config.gamma * parts["semantic"] + (1 - config.gamma) * parts["absolute"]}
 
 
+def retold(
+    model: Model,
+    params: Tree,
+    memory: Memory,
+    dreams: Sequence[Encoded],
+    semantic: SemanticReward | None,
+    config: ImitateConfig,
+    *,
+    max_new: int,
+    batch_size: int,
+) -> np.ndarray:
+    """The reward (Eq. 3) of one self for each dream, which it finishes greedily from the dream's prompt.
+
+    Raises:
+      ValueError: a prompt leaves no room for `max_new` tokens in `model.max_len`.
+    """
+    width = model.config.max_len
+    found = []
+    for start in range(0, len(dreams), batch_size):
+        part = dreams[start : start + batch_size]
+        finished = rollout.generate(
+            model,
+            params,
+            memory,
+            rollout.padded([e.tokens[: e.prompt_length] for e in part], width - max_new),
+            jax.random.key(0),
+            batch_size=batch_size,
+            max_new=max_new,
+            temperature=0.0,
+        )
+        told = rollout.padded([e.tokens for e in part], width)
+        found.append(rewards(finished, told, semantic, config)["reward"])
+    return np.concatenate(found) if found else np.zeros(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Practiser:
     """Samples `refresh` steps of practice at once.

@@ -1,64 +1,22 @@
 """One night: dream, seed a fresh slot, judge, and commit or roll back."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import evals, metrics, optim, rng, rollout, steps, terminal, trees
-from sleep_jax.data import encoding, pipeline
+from sleep_jax import evals, metrics, rng, rollout, terminal
+from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example, Experience, merge
-from sleep_jax.fit import Early, World, fit
+from sleep_jax.fit import World
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.settings import SleepConfig
-from sleep_jax.sleep import consolidate, imitate, selves
+from sleep_jax.sleep import imitate, selves
 from sleep_jax.sleep.recall import Dream, day_at_hand, recall
+from sleep_jax.sleep.seeding import Taught, Variant, seed, semantic_reward
 from sleep_jax.sleep.selves import Self, Slot
 from sleep_jax.types import Memory, Tree
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """What a method leaves out of a night; the default is Sleep itself."""
-
-    expand: bool = True  # a fresh slot; otherwise the MLP weights are trained
-    imitate: bool = True
-    semantic: bool = True
-    rehearse: bool = True  # old dreams beside the new
-    on_policy_only: bool = False
-    mask_fast_before_seed: bool = True  # False: the printed order, seed and only then reset
-
-
-@dataclasses.dataclass
-class Taught:
-    """Dreams split into what is trained on and what is held out, with their teachers.
-
-    Of two dreams or more of one teacher at least one is held out.
-    """
-
-    train: list[tuple[Self, list[Dream]]]
-    held_out: list[tuple[Self, list[Dream]]]
-
-    @classmethod
-    def split(cls, taught: Sequence[tuple[Self, Sequence[Dream]]], share: float, seed: int) -> "Taught":
-        draw = np.random.default_rng(seed)
-        train, held_out = [], []
-        for self_, dreams in taught:
-            kept = [d for d in dreams if d.kept]
-            order = draw.permutation(len(kept))
-            cut = max(round(len(kept) * share), int(len(kept) > 1))
-            held_out.append((self_, [kept[i] for i in order[:cut]]))
-            train.append((self_, [kept[i] for i in order[cut:]]))
-        return cls(train, held_out)
-
-    def lacking(self) -> str:
-        """Why nothing can be learnt from these dreams; '' when something can."""
-        counts = {k: sum(len(dreams) for _, dreams in getattr(self, k)) for k in ("train", "held_out")}
-        if all(counts.values()):
-            return ""
-        return f"only {sum(counts.values())} dreams to learn from were kept, too few to hold one out"
 
 
 def dream(
@@ -99,157 +57,6 @@ def dream(
 
 def _share_of_pairs(examples: Sequence[Example]) -> float:
     return sum(bool(e.prompt) for e in examples) / len(examples)
-
-
-@dataclasses.dataclass
-class Seeding:
-    """What `seed` came to."""
-
-    memory: Memory
-    params: Tree
-    steps: int
-    held_out_kl: float
-    finite: bool
-
-
-def seed(
-    world: World,
-    phase: str,
-    cycle: int,
-    params: Tree,
-    memory: Memory,
-    student: Memory,
-    place: tuple[int, int],
-    old: Taught,
-    new: Taught,
-    config: SleepConfig,
-    variant: Variant,
-    context: Sequence[int] = (),
-) -> Seeding:
-    """Knowledge Seeding of one slot (or, without expansion, of the MLP weights).
-
-    Args:
-      phase: names the checkpoints.
-      memory: with fast memory, as the teachers have it.
-      student: the memory that the slot joins.
-      place: level and index of the slot.
-      old, new: dreams of the past and of the day, each with its teachers.
-      context: tokens of the day; reading them first, the awake self teaches the day once more.
-    """
-    c, model, tok = world.config, world.model, world.tok
-    score = consolidate.scorer(model)
-    seed_config = config.seed
-    if not variant.imitate:
-        seed_config = dataclasses.replace(seed_config, alpha=1.0)
-    if variant.on_policy_only:
-        seed_config = dataclasses.replace(seed_config, on_policy=1.0)
-
-    def encoded(taught):
-        return [(self_, consolidate.encode(tok, dreams, c.row_length)) for self_, dreams in taught if dreams]
-
-    def lessons(taught):
-        return consolidate.lessons(
-            score, params, memory, encoded(taught), c.row_length, c.eval_batch // 4, seed_config.prompt_weight
-        )
-
-    rehearsed = old.train if variant.rehearse else []
-    shares = [*_shares(new.train, config.new_share), *_shares(rehearsed, 1 - config.new_share)]
-    parts = [lessons([(self_, dreams)]) for self_, dreams, _ in shares]
-    if context:
-        (awake, dreams), *_ = new.train
-        told = consolidate.lessons_in_context(
-            score,
-            params,
-            selves.seen_by(memory, awake),
-            context,
-            consolidate.encode(tok, dreams, c.row_length),
-            c.row_length,
-            model.config.max_len,
-            c.eval_batch // 4,
-            seed_config.prompt_weight,
-        )
-        parts[0] = jax.tree.map(lambda *xs: np.concatenate(xs), parts[0], told)
-    train = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-    order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], [share for *_, share in shares])
-    held_out = lessons([*old.held_out, *new.held_out])
-    if variant.expand:
-        key = rng.fold(rng.stream(world.seed, "sleep/expand"), cycle)
-        start = memory_lib.fresh_slot(model.config, model.memory_config, key)
-        join = consolidate.into_slot(*place)
-    else:
-        start = jax.tree.map(jnp.zeros_like, memory.fast)
-        join = consolidate.into_backbone
-    objective = consolidate.objective(model, seed_config, join)
-    frozen = (params, student)
-    pools = (encoded(old.train), encoded(new.train)) if variant.rehearse else (encoded(new.train),) * 2
-    practiser = imitate.Practiser(
-        model=model,
-        tok=tok,
-        params=params,
-        memory=memory,
-        student=lambda trainable: join(trainable, params, student),
-        pools=pools,
-        semantic=_semantic(world, params, config) if variant.semantic else None,
-        config=config.imitate,
-        score=score,
-        seed=world.seed * 1000 + cycle,
-    )
-    held_out_kl = consolidate.mean_kl(objective, held_out, frozen, config.batch_rows)
-    optimizer = optim.make(config.optim, config.steps)
-    batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None)
-    early = Early(held_out_kl, config.validate_every, config.patience)
-    practise = practiser.stage(lambda: world.account)
-    alone = seed_config.alpha == 1 and seed_config.on_policy == 0  # nothing is learnt from own samples then
-
-    def stage(step, trainable, rows_B):
-        lesson = jax.tree.map(lambda x: x[rows_B], train)
-        return ({"lesson": lesson}, {}) if alone else practise(step, trainable, lesson)
-
-    try:
-        step = steps.make(objective, optimizer)
-        state, report = fit(
-            world,
-            phase,
-            cycle,
-            step,
-            steps.init(optimizer, start),
-            frozen,
-            batches,
-            config.steps,
-            stage=stage,
-            early=early,
-        )
-    except FloatingPointError:
-        return Seeding(student, params, 0, float("nan"), False)
-    trained = state.params
-    finite = bool(trees.all_finite(trained))
-    if variant.expand:
-        written = memory_lib.write_slot(student, trained, *place)
-        return Seeding(written, params, report["steps"], report["held_out_kl"], finite)
-    mlp = jax.tree.map(jnp.add, params["blocks"]["mlp"], trained)
-    merged = {**params, "blocks": {**params["blocks"], "mlp": mlp}}
-    return Seeding(student, merged, report["steps"], report["held_out_kl"], finite)
-
-
-def _shares(
-    taught: Sequence[tuple[Self, list[Dream]]], whole: float
-) -> list[tuple[Self, list[Dream], float]]:
-    """The share of rows that each self teaches: by what it learnt, not by how many dreams were kept.
-
-    Early nights then weigh the same however hard their dreams are to come by.
-    """
-    taught = [(self_, dreams) for self_, dreams in taught if dreams]
-    total = sum(self_.documents for self_, _ in taught)
-    return [(self_, dreams, whole * self_.documents / total) for self_, dreams in taught]
-
-
-def _semantic(world: World, params: Tree, config: SleepConfig) -> imitate.SemanticReward:
-    kind = config.imitate.semantic
-    if kind == "hidden":
-        return imitate.HiddenCosine(world.model, params, config.imitate.threshold)
-    if kind == "judge":
-        return imitate.Judge(world.model, params, world.tok)
-    return imitate.AnswerMatch(world.tok)
 
 
 def agreement(
@@ -315,12 +122,13 @@ def run(
     place = (0, free_slots(memory, 0)[0])
     student = resting if variant.mask_fast_before_seed else memory
     context = _days_text(world, experience, cycle, config.day_in_context)
-    seeding = seed(world, name, cycle, params, memory, student, place, old, new, config, variant, context)
+    seeding = seed(world, name, cycle, params, memory, student, place, old, new, variant, context)
     slept = memory_lib.forget_day(dataclasses.replace(seeding.memory, fast=memory.fast))
 
     before = agreement(world, params, resting, old.held_out)
     after = agreement(world, seeding.params, slept, old.held_out)
     new_after = agreement(world, seeding.params, slept, new.held_out)
+    write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, dreams))
     judged = {"old_before": before, "old_after": after, "new_after": new_after}
     world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
     if reason := verdict(seeding.finite, before, after, config.margin):
@@ -416,9 +224,7 @@ def make_room(
     for s in moved:
         mask[s.level, s.index] = True
     student = memory_lib.with_active(memory_lib.rest(memory), memory.active_LE & ~mask)
-    seeding = seed(
-        world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, config, Variant()
-    )
+    seeding = seed(world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, Variant())
     merged = Slot(
         *place,
         nights,
@@ -436,8 +242,27 @@ def make_room(
     return after, [*(s for s in slots if s not in moved), merged], ""
 
 
-def write_dreams(world: World, cycle: int, dreams: Sequence[Dream]) -> None:
-    """dreams/night-NN.jsonl: what was dreamt, by whom, kept or why not."""
+def rewarded(world: World, params: Tree, memory: Memory, dreams: Sequence[Dream]) -> dict[int, float]:
+    """By number of the dream, the imitation reward of the sleeper for each that was kept and has a prompt."""
+    c = world.config
+    pairs = [i for i, d in enumerate(dreams) if d.kept and d.example.prompt]
+    found = imitate.retold(
+        world.model,
+        params,
+        memory,
+        [encoding.encode_answering(world.tok, dreams[i].example) for i in pairs],
+        semantic_reward(world, params),
+        c.sleep.imitate,
+        max_new=c.answer_tokens,
+        batch_size=c.eval_batch,
+    )
+    return dict(zip(pairs, map(float, found), strict=True))
+
+
+def write_dreams(
+    world: World, cycle: int, dreams: Sequence[Dream], rewards: Mapping[int, float] = MappingProxyType({})
+) -> None:
+    """dreams/night-NN.jsonl: what was dreamt, by whom, kept or why not, and how the sleeper retells it."""
     metrics.write_dreams(
         world.workdir,
         cycle,
@@ -448,10 +273,10 @@ def write_dreams(world: World, cycle: int, dreams: Sequence[Dream]) -> None:
                 prompt=d.example.prompt if d.example else "",
                 answer=d.example.answer if d.example else d.text,
                 credited=d.credited,
-                reward=None,
+                reward=rewards.get(i),
                 kept=d.kept,
                 reason=d.reason,
             )
-            for d in dreams
+            for i, d in enumerate(dreams)
         ),
     )

@@ -67,10 +67,11 @@ def recall(
 ) -> list[Dream]:
     """Dreams of one self until `quota` are kept, or the rounds are used up.
 
-    The self dreams with its own slots alone open (what it added comes up most), and judges with all that it
-    has: a dream is *inconsistent* when it would answer the dreamt prompt otherwise than it dreamt, and
-    *known* when the self before it (`before`) answers it as well, because then that one dreams and supervises
-    it. These filters are our reading; the paper samples from the teacher and says no more.
+    The self dreams with its own slots alone open (what it added comes up most), and answers the dreamt prompt
+    with all that it has: that answer takes the place of the dreamt one. The dream is *inconsistent* when they
+    differ and no other dream has been answered so as dreamt: then the answer is no more than a slip. It is
+    *known* when the self before it (`before`) answers the same, because then that one dreams and supervises
+    it. This is our reading; the paper samples from the teacher and says no more.
 
     Args:
       share_pairs: share of dreams that open with <recall> (an answer, then what asks for it); the rest is
@@ -84,13 +85,17 @@ def recall(
     longest = longest or model.config.max_len - config.answer_max_new
     dreams: list[Dream] = []
     seen: set[Example] = set()
+    told: set[str] = set()
     kept = 0
     for round_ in range(config.rounds):
         if kept >= quota:
             break
         n = max(int((quota - kept) * config.surplus), config.batch_size // 4)
         sampled = _sample(model, tok, params, memory, self_, n, share_pairs, rng.fold(key, round_), config)
-        reasons = _judge(model, tok, params, memory, self_, before, [e for e, _ in sampled], longest, config)
+        examples, reasons = _judge(
+            model, tok, params, memory, self_, before, [e for e, _ in sampled], told, longest, config
+        )
+        sampled = [(example, text) for example, (_, text) in zip(examples, sampled, strict=True)]
         limit = _limit(sampled, dreams, reasons, quota, config)
         counts = Counter(d.example.answer for d in dreams if d.kept and d.example.prompt)
         for (example, text), reason in zip(sampled, reasons, strict=True):
@@ -140,7 +145,7 @@ def _parse(tok: Tokenizer, ids: list[int]) -> Example | None:
     text = encoding.parse_answering(tok, ids)
     if text is None and ids[-1] == tok.eos and not {tok.ans, tok.say, tok.recall, tok.pad} & set(ids):
         body = tok.decode(ids).strip()
-        text = Example("", body) if body and "\ufffd" not in body else None
+        text = Example("", body) if _readable(body) else None
     return text
 
 
@@ -148,29 +153,46 @@ def _fits(tok: Tokenizer, example: Example, longest: int) -> bool:
     return not example.prompt or len(encoding.encode_answering(tok, example).tokens) <= longest
 
 
-def _judge(model, tok, params, memory, self_, before, examples, longest, config) -> list[str]:
-    """The reason against each example, '' where there is none."""
+def _judge(
+    model, tok, params, memory, self_, before, examples, told, longest, config
+) -> tuple[list[Example | None], list[str]]:
+    """The examples as the self answers them, and the reason against each, '' where there is none.
+
+    `told` gathers the answers that were dreamt and given alike.
+    """
     reasons = ["" if e and _fits(tok, e, longest) else "malformed" for e in examples]
     asked = [i for i, e in enumerate(examples) if not reasons[i] and e.prompt]
 
-    def agrees(judge: Self) -> np.ndarray:
-        answers = rollout.answer(
+    def ask(who: Self) -> list[str]:
+        return rollout.answer(
             model,
             tok,
             params,
-            seen_by(memory, judge),
+            seen_by(memory, who),
             [examples[i] for i in asked],
             max_new=config.answer_max_new,
             batch_size=config.batch_size,
         )
-        return evals.matches(answers, [examples[i].answer for i in asked])
 
     if asked:
-        consistent = agrees(self_)
-        known = agrees(before) if before is not None else np.zeros(len(asked), bool)
-        for i, c, k in zip(asked, consistent, known, strict=True):
-            reasons[i] = "inconsistent" if not c else "known" if k else ""
-    return reasons
+        answers = ask(self_)
+        known = evals.matches(ask(before), answers) if before is not None else np.zeros(len(asked), bool)
+        consistent = evals.matches(answers, [examples[i].answer for i in asked])
+        told |= {evals.normalise(a) for a, c in zip(answers, consistent, strict=True) if c}
+        examples = list(examples)
+        for i, answer, k in zip(asked, answers, known, strict=True):
+            examples[i] = Example(examples[i].prompt, answer)
+            if not (_readable(answer) and _fits(tok, examples[i], longest)):
+                reasons[i] = "malformed"
+            elif evals.normalise(answer) not in told:
+                reasons[i] = "inconsistent"
+            elif k:
+                reasons[i] = "known"
+    return examples, reasons
+
+
+def _readable(text: str) -> bool:
+    return bool(text.strip()) and "\ufffd" not in text
 
 
 def day_at_hand(
@@ -202,7 +224,6 @@ def day_at_hand(
     )
     dreams = []
     for example in map(Example, pairs, answers):
-        whole = example.answer.strip() and "\ufffd" not in example.answer
-        reason = "" if whole and _fits(tok, example, longest) else "malformed"
+        reason = "" if _readable(example.answer) and _fits(tok, example, longest) else "malformed"
         dreams.append(Dream(example, awake.name, awake.knows[-1], "day", reason))
     return dreams + [Dream(e, awake.name, awake.knows[-1], "day", "") for e in documents if not e.prompt]

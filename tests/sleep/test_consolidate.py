@@ -211,11 +211,13 @@ def fill(lesson):
 def test_every_pair_is_taught_in_both_directions_and_text_as_it_is(tok):
     pair, text = Example("what?", "it"), Example("", "it sings")
     dreams = [Dream(e, "birth", "birth", "dreamt", "") for e in (pair, text)]
-    answering, recalling, reading = consolidate.encode(tok, dreams, 64)
+    answering, reading = consolidate.encode(tok, dreams, 64)
+    [recalling] = consolidate.encode_recalling(tok, dreams, 64)
     assert encoding.parse_answering(tok, answering.tokens) == pair
     assert encoding.parse_recalling(tok, recalling.tokens) == pair
     assert tok.decode(reading.tokens).strip() == "it sings" and reading.prompt_length == 1
     assert answering.prompt_length < len(answering.tokens), "the answer is what is asked for"
+    assert recalling.prompt_length == 1, "all of it will be sampled"
 
 
 def repeat_all(params, memory, tokens_BT, segments_BT, positions_BT):

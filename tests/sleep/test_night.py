@@ -20,8 +20,8 @@ from sleep_jax.methods import sleep
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops import divergence
 from sleep_jax.sleep import night, selves
-from sleep_jax.sleep.night import Seeding, Variant
 from sleep_jax.sleep.recall import Dream
+from sleep_jax.sleep.seeding import Seeding, Variant
 from sleep_jax.sleep.selves import Slot
 
 

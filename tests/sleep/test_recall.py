@@ -108,25 +108,29 @@ def test_every_dream_meets_its_fate(model, tok, memory, on_stage):
         "malformed: no separator": [t for t in ended if t != tok.say],
         "malformed: two questions": ended[:-1] + [tok.say, *tok.encode(" what?"), tok.eos],
         "malformed: longer than a row": says("z" * 40, "in Bath"),
-        "inconsistent": says("what is dreamt?", "a word"),
+        "kept, with its own answer": says("what is dreamt?", "a word"),
+        "inconsistent: nobody dreamt of that answer": says("what is a word?", "it"),
+        "malformed: it has no answer": says("is it?", "a word"),
         "known": says("what is it?", "it"),
         "duplicate": ended,
         "kept too": says("where?", "Bath"),
         "quota": says("where is Bath?", "in it"),
     }
     mine = {"where is it?": "In Bath!", "what is dreamt?": "it", "what is it?": "it", "where?": "the bath"}
-    mine["where is Bath?"] = "in it"
+    mine |= {"where is Bath?": "in it", "is it?": " ", "what is a word?": "at it"}
     stage = on_stage([list(scripts.values())], {(2, False): mine, (1, False): {"what is it?": "It."}})
     past = past_of(1, 2)
-    dreams = dream(model, tok, memory, past, 2, dataclasses.replace(CONFIG, surplus=5.0))
+    dreams = dream(model, tok, memory, past, 3, dataclasses.replace(CONFIG, surplus=4.0))
     fates = [d.reason for d in dreams]
-    assert fates == ["", *["malformed"] * 4, "inconsistent", "known", "duplicate", "", "quota"]
+    fated = "", *["malformed"] * 4, "", "inconsistent", "malformed", "known", "duplicate", "", "quota"
+    assert fates == list(fated)
     assert [d.kept for d in dreams] == [not f for f in fates]
-    assert dreams[0].example == Example("where is it?", "in Bath"), "as dreamt, not as answered"
+    assert dreams[0].example == Example("where is it?", "In Bath!")
+    assert dreams[5].example == Example("what is dreamt?", "it"), "as answered, not as dreamt"
     assert {(d.teacher, d.credited, d.source) for d in dreams} == {("night 2", "day 2", "dreamt")}
     assert "Bath" in dreams[1].text and dreams[1].example is None
     assert stage.calls[0][0].active_LE.tolist() == past[-1].alone.tolist(), "dreams with what it added"
-    assert stage.calls[0][1] == [tok.recall] * 10
+    assert stage.calls[0][1] == [tok.recall] * 12
 
 
 def test_the_first_self_has_no_one_before_it_who_might_know(model, tok, memory, on_stage):
@@ -166,7 +170,7 @@ def test_rounds_go_on_until_the_quota_is_met_or_they_are_used_up(model, tok, mem
     assert sum(d.kept for d in dreams) == 3 and len(stage.calls) == 3
     assert [len(set(map(str, part))) for part in zip(*[c[1:] for c in stage.calls], strict=True)] == [3, 3]
     assert [len(c[1]) for c in stage.calls] == [3, 2, 1], "only as many as are still wanted"
-    stage = on_stage(says, {})
+    stage = on_stage(says, {(0, False): dict.fromkeys(prompts, " ")})
     assert not any(d.kept for d in dream(model, tok, memory, past_of(), 3, config)) and len(stage.calls) == 5
 
 
