@@ -13,6 +13,7 @@ Every file of a work directory that is not a checkpoint is written here and read
     dreams/night-01.jsonl   `Dream`, one a line
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -22,7 +23,8 @@ import os
 import pathlib
 import resource
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorboardX
@@ -307,6 +309,13 @@ class MetricsWriter:
         """Logs what took how long."""
         self._timings.write(_json({"phase": phase, "cycle": cycle, "seconds": float(seconds)} | info))
         self._timings.flush()
+
+    @contextlib.contextmanager
+    def timed(self, phase: str, cycle: int) -> Iterator[None]:
+        """Logs what its body took."""
+        started = time.perf_counter()
+        yield
+        self.time(phase, cycle, time.perf_counter() - started)
 
     def _board(self, phase: str, cycle: int, step: int) -> tensorboardX.SummaryWriter:
         """The event file of a phase, opened at its first step in this process; other cycles' are closed."""

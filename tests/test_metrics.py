@@ -152,6 +152,18 @@ def test_unreadable_lines_are_counted(tmp_path):
     assert metrics.read_jsonl(tmp_path / "missing.jsonl") == ([], 0)
 
 
+def test_what_is_timed_is_logged_when_it_ends_well(tmp_path, monkeypatch):
+    ticks = iter([3.0, 5.5, 9.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(ticks))
+    with metrics.MetricsWriter(tmp_path) as writer:
+        with writer.timed("sleep/dream", 2):
+            pass
+        with pytest.raises(KeyError), writer.timed("sleep/judge", 2):
+            raise KeyError
+    lines, _ = metrics.read_jsonl(tmp_path / "timings.jsonl")
+    assert lines == [{"phase": "sleep/dream", "cycle": 2, "seconds": 2.5}]
+
+
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]

@@ -25,7 +25,7 @@ def train(world: World, name: str, state: State, cycle: int, experience: Experie
     """The same number of dreams, and the same access to the day, as a night of Sleep.
 
     The old ones are sampled from the model as it is before the day, all knowledge at once: there are no
-    earlier selves to ask. They get the same filters; the labels are those that were dreamt.
+    earlier selves to ask. They get the same filters, and the answers that the model gives them.
     """
     config = world.config.sleep
     documents = len(world.stream.birth.train) + sum(len(d.train) for d in world.stream.days[: cycle - 1])

@@ -111,7 +111,8 @@ def run(
     shape = memory.active_LE.shape
     past = selves.earlier(slots, shape, world.stream.birth.name, len(world.stream.birth.train))
     awake = selves.awake(past, today, len(experience.train))
-    old_dreams, new_dreams = dream(world, params, memory, past, awake, experience, cycle, config)
+    with world.writer.timed("sleep/dream", cycle):
+        old_dreams, new_dreams = dream(world, params, memory, past, awake, experience, cycle, config)
     dreams = [d for _, ds in old_dreams for d in ds] + new_dreams
     write_dreams(world, cycle, dreams)
     old = Taught.split(old_dreams, config.held_out, cycle)
@@ -125,10 +126,11 @@ def run(
     seeding = seed(world, name, cycle, params, memory, student, place, old, new, variant, context)
     slept = memory_lib.forget_day(dataclasses.replace(seeding.memory, fast=memory.fast))
 
-    before = agreement(world, params, resting, old.held_out)
-    after = agreement(world, seeding.params, slept, old.held_out)
-    new_after = agreement(world, seeding.params, slept, new.held_out)
-    write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, dreams))
+    with world.writer.timed("sleep/judge", cycle):
+        before = agreement(world, params, resting, old.held_out)
+        after = agreement(world, seeding.params, slept, old.held_out)
+        new_after = agreement(world, seeding.params, slept, new.held_out)
+        write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, dreams))
     judged = {"old_before": before, "old_after": after, "new_after": new_after}
     world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
     if reason := verdict(seeding.finite, before, after, config.margin):
