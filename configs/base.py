@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
     n.day_at_hand = True  # the day's inputs are prompts until the night commits; False is dreams only
     n.day_in_context = 0  # documents of the day in the context of a third teacher; 0 is none
     n.old_dreams = 4000  # dreams per night of birth and earlier nights
+    n.night_weight = 1.0  # of what an earlier night learnt against what birth did, example for example
     n.new_dreams = 1500  # dreams per night of the awake self, where the day is not at hand
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later

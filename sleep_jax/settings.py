@@ -34,6 +34,7 @@ class SleepConfig:
     day_at_hand: bool = True  # the day's inputs are prompts until the night commits; False: dreams only
     day_in_context: int = 0  # a third teacher with so many of the day's documents in its context; 0 is none
     old_dreams: int = 4000  # dreams of birth and of earlier nights, in proportion to what each learnt
+    night_weight: float = 1.0  # of what an earlier night learnt against what birth did, example for example
     new_dreams: int = 1500  # dreams of the awake self, where the day is not at hand
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
@@ -57,6 +58,8 @@ class SleepConfig:
         for key in ("new_share", "recall_share"):
             if not 0 < getattr(self, key) < 1:
                 raise ValueError(f"sleep.{key}={getattr(self, key)} is not in (0, 1)")
+        if self.night_weight <= 0:
+            raise ValueError(f"sleep.night_weight={self.night_weight} must be above 0")
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
 

@@ -80,7 +80,7 @@ def clear_slots(memory: Memory, mask: np.ndarray) -> Memory:
 
 
 def force_slot(memory: Memory, level: int, index: int) -> Memory:
-    """The same memory, with the routers of one slot always choosing it if it is unlocked.
+    """The same memory, with the routers of one slot always opening it if it is unlocked.
 
     Tells what a slot knows apart from whether the router asks it.
     """
@@ -96,9 +96,8 @@ def with_active(memory: Memory, active: Array | np.ndarray) -> Memory:
 def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
     """The parameters of one slot at unlock: A ~ N(0, 1/D), B = 0, router column and bias 0.
 
-    With router logit 0 it ties with "no expert" and wins the tie, and loses to every older expert that was
-    chosen (its logit being above 0): expansion changes no output, and yet the new slot is on the path of the
-    gradient.
+    With router logit 0 it is open and, B being 0, says nothing: expansion changes no output, and yet the new
+    slot is on the path of the gradient.
 
     Returns:
       {a_NDR, b_NRD, w_ND, bias_N} float32, the form that `write_slot` takes.
@@ -166,29 +165,29 @@ def router_logits(own_BTLE: Array, seen_BSM: Array, mask_BTS: Array) -> Array:
 
 
 def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None) -> Array:
-    """Hard top-1 gates over {active experts, none}, with straight-through gradient of the softmax.
+    """Hard gates [logit >= 0] of the active experts, with straight-through gradient of the sigmoid.
 
-    "None" has logit 0 and stands last, so that an expert wins a tie. The straight-through gradient is our
+    Every slot decides for itself. The paper says no more than that each level has a router; top-1 among the
+    slots would keep the active compute constant, but a fresh slot that opens on an older slot's texts would
+    then not only add to what that one says, it would take its place. The straight-through gradient is our
     reading: the paper trains the router with the slot and does not say how.
 
     Args:
-      logits_BTLE: router scores; each level chooses for itself.
+      logits_BTLE: router scores.
       active: bool [L, E], or [B, L, E] for a mask per sequence.
       random_keys_B: with keys each router also opens one random active expert, the same for all tokens of a
         row (Sleep's dreaming: unrelated knowledge leaks in).
 
     Returns:
-      gates_BTLE float32; over E at most one entry is 1, two while dreaming.
+      gates_BTLE float32, each 0 or 1.
     """
     if active.ndim == 2:
         active = active[None]
-    logits = jnp.where(active[:, None], logits_BTLE.astype(jnp.float32), MASKED)
-    logits = jnp.concatenate([logits, jnp.zeros_like(logits[..., :1])], axis=-1)
-    soft = jax.nn.softmax(logits, axis=-1)
-    hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
-    gates = (hard + (soft - jax.lax.stop_gradient(soft)))[..., :-1]
+    soft = jax.nn.sigmoid(logits_BTLE.astype(jnp.float32))
+    hard = (logits_BTLE >= 0).astype(jnp.float32)
+    gates = hard + (soft - jax.lax.stop_gradient(soft))
     if random_keys_B is not None:
-        uniform = jnp.where(active, 0.0, MASKED) + jnp.zeros((logits.shape[0], *active.shape[1:]))
+        uniform = jnp.where(active, 0.0, MASKED) + jnp.zeros((len(logits_BTLE), *active.shape[1:]))
         pick = jax.vmap(lambda key, u: jax.random.categorical(key, u))(random_keys_B, uniform)
         extra = jax.nn.one_hot(pick, active.shape[-1], dtype=jnp.float32) * active
         gates = jnp.maximum(gates, extra[:, None])

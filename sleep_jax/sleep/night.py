@@ -32,7 +32,7 @@ def dream(
     """The night's dreams: of every earlier self in proportion to what it learnt, and of the day."""
     key = rng.fold(rng.stream(world.seed, "sleep/dream"), cycle)
     share = _share_of_pairs(world.stream.birth.train)
-    documents = sum(s.documents for s in past)
+    weights = sum(s.weight for s in past)
     longest = min(world.config.row_length, world.model.config.max_len - world.config.answer_tokens)
     sleeper = world.model, world.tok, params, memory
     ask = lambda who, before, quota, n: recall(  # noqa: E731
@@ -41,7 +41,7 @@ def dream(
     old = []
     with terminal.progress(len(past) + 1, f"day {cycle} · dream") as bar:
         for i, self_ in enumerate(past):
-            quota = max(round(config.old_dreams * self_.documents / documents), 1)
+            quota = max(round(config.old_dreams * self_.weight / weights), 1)
             old.append((self_, ask(self_, past[i - 1] if i else None, quota, i)))
             bar.advance()
         if config.day_at_hand:
@@ -109,7 +109,7 @@ def run(
     if reason:
         return rolled_back(reason)
     shape = memory.active_LE.shape
-    past = selves.earlier(slots, shape, world.stream.birth.name, len(world.stream.birth.train))
+    past = _earlier(world, slots, shape)
     awake = selves.awake(past, today, len(experience.train))
     with world.writer.timed("sleep/dream", cycle):
         old_dreams, new_dreams = dream(world, params, memory, past, awake, experience, cycle, config)
@@ -142,6 +142,11 @@ def run(
     night = metrics.Night(cycle, today, "committed")
     kept_new = [d for d in new_dreams if d.kept]
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
+
+
+def _earlier(world: World, slots: Sequence[Slot], shape: tuple[int, int]) -> list[Self]:
+    birth = world.stream.birth
+    return selves.earlier(slots, shape, birth.name, len(birth.train), world.config.sleep.night_weight)
 
 
 def _days_text(world: World, experience: Experience, cycle: int, count: int) -> list[int]:
@@ -210,8 +215,8 @@ def make_room(
         f"of level {target + 1}"
     )
     config = world.config.sleep
-    past = selves.earlier(slots, (L, E), world.stream.birth.name, len(world.stream.birth.train))
-    nobody = dataclasses.replace(past[-1], documents=0)
+    past = _earlier(world, slots, (L, E))
+    nobody = dataclasses.replace(past[-1], weight=0)
     none = Experience("", (), (), ())
     dreams, _ = dream(
         world, params, memory, past, nobody, none, cycle, dataclasses.replace(config, day_at_hand=True)

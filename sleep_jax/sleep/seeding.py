@@ -224,8 +224,8 @@ def _shares(taught: Encoded, whole: float) -> list[float]:
 
     Early nights then weigh the same however hard their dreams are to come by.
     """
-    total = sum(self_.documents for self_, _ in taught)
-    return [whole * self_.documents / total for self_, _ in taught]
+    total = sum(self_.weight for self_, _ in taught)
+    return [whole * self_.weight / total for self_, _ in taught]
 
 
 def semantic_reward(world: World, params: Tree) -> imitate.SemanticReward:

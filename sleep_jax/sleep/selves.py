@@ -30,7 +30,7 @@ class Slot:
       experiences: names of what was lived on the days before, in the same order.
       documents: number of examples of those days.
       dreams: number of dreams that it was seeded from.
-      share_of_answers: share of this life's probes in whose answers it was chosen most, by `leading`.
+      share_of_answers: share of this life's probes in whose answers it was open most, by `leading`.
     """
 
     level: int
@@ -56,7 +56,7 @@ class Self:
       active: bool [L, E], its open slots.
       alone: bool [L, E], only the slots that it added: what it dreams with.
       awake: whether fast memory is open.
-      documents: number of examples that it learnt from, its weight among the dreams.
+      weight: its share of the dreams is in proportion to it; by examples that it learnt from.
     """
 
     name: str
@@ -64,18 +64,34 @@ class Self:
     active: np.ndarray
     alone: np.ndarray
     awake: bool
-    documents: int
+    weight: float
 
 
-def earlier(slots: Sequence[Slot], shape: tuple[int, int], birth: str, documents_at_birth: int) -> list[Self]:
-    """The selves that closed birth and each night since, as far as their slots remain, in order of time."""
+def earlier(
+    slots: Sequence[Slot],
+    shape: tuple[int, int],
+    birth: str,
+    documents_at_birth: int,
+    night_weight: float = 1.0,
+) -> list[Self]:
+    """The selves that closed birth and each night since, as far as their slots remain, in order of time.
+
+    Args:
+      slots, shape: those in use, of [L, E].
+      birth, documents_at_birth: name and number of examples of the birth.
+      night_weight: of an example of a night against one of birth.
+    """
     closed = np.zeros(shape, bool)
     selves = [Self("birth", (birth,), closed, closed, False, documents_at_birth)]
     for slot in sorted(slots, key=lambda s: s.nights[-1]):
         alone = np.zeros(shape, bool)
         alone[slot.level, slot.index] = True
         name = f"night {slot.nights[-1]}"
-        selves.append(Self(name, slot.experiences, selves[-1].active | alone, alone, False, slot.documents))
+        selves.append(
+            Self(
+                name, slot.experiences, selves[-1].active | alone, alone, False, night_weight * slot.documents
+            )
+        )
     return selves
 
 
@@ -109,10 +125,10 @@ def leading(
     answers: Sequence[str],
     batch_size: int,
 ) -> np.ndarray:
-    """Share of the answers in which each slot was chosen most, as share_LE; it sums to at most 1.
+    """Share of the answers in which each slot was open most, as share_LE; it sums to at most 1.
 
-    Where an answer's tokens are predicted, every layer and level chooses a slot or none. The slot with the
-    largest share of these choices leads the answer, unless that of "none" is larger.
+    A slot leads an answer when it was open in more layers and tokens than any other, where the answer's
+    tokens are predicted, and in more than half of them.
 
     Args:
       model, tok, params, memory: who answered.
@@ -132,5 +148,5 @@ def leading(
         index = np.arange(start, start + batch_size) % len(probes)
         routes_BLE = np.asarray(_mean_routes(model)(params, memory, tokens[index], weights[index]))
         for routes_LE in routes_BLE[: len(probes) - start]:
-            led[np.argmax([*routes_LE.ravel(), 1 - routes_LE.sum(-1).mean()])] += 1
+            led[np.argmax([*routes_LE.ravel(), 0.5])] += 1
     return (led[:-1] / len(probes)).reshape(memory.active_LE.shape)

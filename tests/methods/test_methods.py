@@ -329,7 +329,7 @@ def test_generative_replay_has_sleeps_dreams_and_sleeps_access_to_the_day(
     awake = dataclasses.replace(memory, fast=jax.tree.map(jnp.ones_like, memory.fast))
     state = phases.State({"w_DD": np.zeros((2, 2), np.float32)}, awake)
     state = generative.train(here, "002-train", state, 2, material.days[1])
-    assert [s.documents for s in seen["past"]] == [60 + 20], "all old dreams are its own"
+    assert [s.weight for s in seen["past"]] == [60 + 20], "all old dreams are its own"
     assert seen["config"] is sleep and seen["awake"].awake
     kept = [
         d

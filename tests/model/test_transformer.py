@@ -74,10 +74,9 @@ class Reference:
             for t, x_D in enumerate(x_TD):
                 score_E = x_D @ bank["w_NLDE"][n, level] + bank["bias_NLE"][n, level]
                 score_E = score_E + x_TD[: t + 1].mean(0) @ bank["pool_NLDE"][n, level]
-                best = max((e for e, on in enumerate(active_E) if on), key=lambda e: score_E[e], default=None)
-                if best is not None and score_E[best] >= 0:
-                    h_R = x_D @ bank["a_NLEDR"][n, level, best].astype(np.float64)
-                    y_TD[t] += self.scale * (h_R / (1 + np.exp(-h_R))) @ bank["b_NLERD"][n, level, best]
+                for e in np.flatnonzero(active_E & (score_E >= 0)):
+                    h_R = x_D @ bank["a_NLEDR"][n, level, e].astype(np.float64)
+                    y_TD[t] += self.scale * (h_R / (1 + np.exp(-h_R))) @ bank["b_NLERD"][n, level, e]
         return y_TD
 
     def logits(self, tokens_T, positions_T):

@@ -43,7 +43,7 @@ def test_each_self_has_the_slots_up_to_its_night_in_whatever_order_they_are_list
     ]
     assert [s.alone.tolist() for s in past] == [mask(), mask((0, 0)), mask((0, 1)), mask((0, 2))]
     assert [s.knows for s in past] == [("infancy",), ("day 1",), ("day 2",), ("day 3",)]
-    assert [s.documents for s in past] == [70, 10, 10, 10]
+    assert [s.weight for s in past] == [70, 10, 10, 10]
     assert not any(s.awake for s in past)
 
 
@@ -56,7 +56,7 @@ def test_after_a_merge_the_merged_nights_are_one_self():
     merged = slot((1, 2), level=1, index=0)
     past = selves.earlier([slot(3, index=0), merged], SHAPE, "birth", 70)
     assert told(past) == {"birth": mask(), "night 2": mask((1, 0)), "night 3": mask((1, 0), (0, 0))}
-    assert past[1].knows == ("day 1", "day 2") and past[1].documents == 20
+    assert past[1].knows == ("day 1", "day 2") and past[1].weight == 20
 
 
 def test_after_forgetting_no_self_has_the_forgotten_slot():
@@ -67,7 +67,7 @@ def test_after_forgetting_no_self_has_the_forgotten_slot():
 def test_the_awake_self_has_all_open_slots_and_fast_memory():
     past = selves.earlier([slot(1), slot(2)], SHAPE, "birth", 70)
     awake = selves.awake(past, "day 3", 12)
-    assert awake.awake and awake.knows == ("day 3",) and awake.documents == 12
+    assert awake.awake and awake.knows == ("day 3",) and awake.weight == 12
     assert awake.active.tolist() == awake.alone.tolist() == mask((0, 0), (0, 1))
 
 
