@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
     c.birth = b = ConfigDict()
     b.checkpoint = ""  # folder birth/ of an earlier run to start from; empty trains from scratch
     b.epochs = 10  # passes over the birth documents
-    b.batch_rows = 32  # rows per step
+    b.batch_rows = 16  # rows per step
     b.optim = _optim(lr=2e-3, weight_decay=0.1)
 
     c.wake = w = ConfigDict()
@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     n.steps = 400  # most optimiser steps
-    n.batch_rows = 32  # rows of dreams per step
+    n.batch_rows = 16  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams
     n.validate_every = 50  # steps between looks at held-out dreams
     n.patience = 4  # looks without improvement before stopping
@@ -103,8 +103,8 @@ def get_config() -> ConfigDict:
     n.seed = k = ConfigDict()
     k.beta = 0.0  # generalised JSD: 0 forward KL, 1 reverse KL
     k.kl_clip = 0.0  # nats, largest contribution of a vocabulary entry; 0 is none
-    k.alpha = 0.9  # weight of distillation against imitation
-    k.on_policy = 0.25  # lambda, weight of the student's own samples in distillation
+    k.alpha = 0.95  # weight of distillation against imitation
+    k.on_policy = 0.1  # lambda, weight of the student's own samples in distillation
     k.prompt_weight = 0.2  # weight of a dream's prompt tokens
 
     n.recall = r = ConfigDict()
@@ -122,14 +122,14 @@ def get_config() -> ConfigDict:
     i.semantic = "answer"  # "answer", "hidden" or "judge"
     i.threshold = 0.9  # "hidden": cosine
     i.width = 48  # tokens, longest dream that is practised on
-    i.prompts = 4  # dreams finished per step
+    i.prompts = 2  # dreams finished per step
     i.samples = 4  # G, continuations of each
     i.max_new = 24  # tokens
     i.refresh = 8  # steps that share one round of sampling
 
     c.baseline = a = ConfigDict()
     a.gradient_tokens = 0  # per cycle; 0 is what a day and a night of Sleep may spend
-    a.batch_rows = 32  # rows per step
+    a.batch_rows = 16  # rows per step
     a.replay_buffer = 200  # examples
     a.replay_share = 0.5  # experience replay: share of old rows
     a.ewc_strength = 300.0  # lambda

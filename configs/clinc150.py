@@ -21,9 +21,8 @@ def get_config():
     c.model.unroll = 4
     c.model.max_len, c.row_length, c.memory.periods = 96, 80, (480,)
     c.wake.rule, c.wake.lr, c.wake.passes = "adam", (1e-3,), 6
-    c.birth.epochs, c.birth.batch_rows, c.baseline.batch_rows = 12, 16, 16
-    c.sleep.steps, c.sleep.batch_rows, c.sleep.old_dreams = 700, 16, 4000
-    c.sleep.new_share, c.sleep.recall_share, c.sleep.night_weight = 0.4, 0.25, 2.0
-    c.sleep.seed.alpha, c.sleep.seed.on_policy = 0.95, 0.1
-    c.sleep.recall.temperature, c.sleep.recall.per_answer, c.sleep.imitate.prompts = 0.9, 2.0, 2
+    c.birth.epochs = 12
+    c.sleep.steps, c.sleep.old_dreams = 700, 4000
+    c.sleep.new_share, c.sleep.recall_share, c.sleep.night_weight, c.sleep.margin = 0.4, 0.25, 2.0, 0.2
+    c.sleep.recall.temperature, c.sleep.recall.per_answer = 0.9, 2.0
     return c

@@ -23,7 +23,7 @@ class BirthConfig:
 
     checkpoint: str = ""  # a birth to start from instead: a folder written by `launch.main`
     epochs: int = 10  # passes over the birth documents, each in both directions
-    batch_rows: int = 32  # rows per step
+    batch_rows: int = 16  # rows per step
     optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.1)
 
 
@@ -39,7 +39,7 @@ class SleepConfig:
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     steps: int = 400  # most optimiser steps
-    batch_rows: int = 32  # rows of dreams per step
+    batch_rows: int = 16  # rows of dreams per step
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
     validate_every: int = 50  # steps between looks at the held-out dreams
     patience: int = 4  # looks without improvement before the night stops
@@ -69,7 +69,7 @@ class BaselineConfig:
     """The methods that Sleep is compared with; every cycle spends `gradient_tokens`."""
 
     gradient_tokens: int = 0  # per cycle; 0 is what a cycle of Sleep may spend
-    batch_rows: int = 32
+    batch_rows: int = 16
     replay_buffer: int = 200  # experience replay: real examples kept over the whole life
     replay_share: float = 0.5  # experience replay: share of old rows in a batch
     ewc_strength: float = 300.0  # lambda of EWC

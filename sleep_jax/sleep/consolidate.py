@@ -32,8 +32,8 @@ class SeedConfig:
 
     beta: float = 0.0  # generalised JSD: 0 forward KL, 1 reverse KL
     kl_clip: float = 0.0  # largest contribution of a vocabulary entry, in nats; 0 is none
-    alpha: float = 0.9  # weight of distillation; 1 - alpha goes to imitation
-    on_policy: float = 0.25  # lambda, weight of the student's own samples in distillation
+    alpha: float = 0.95  # weight of distillation; 1 - alpha goes to imitation
+    on_policy: float = 0.1  # lambda, weight of the student's own samples in distillation
     prompt_weight: float = 0.2  # weight of a dream's prompt tokens against its answer's
 
     def __post_init__(self):

@@ -31,7 +31,7 @@ class ImitateConfig:
     z0: int = 8  # largest edit distance, in tokens, that is rewarded
     semantic: Literal["answer", "hidden", "judge"] = "answer"
     threshold: float = 0.9  # "hidden": smallest cosine that means the same
-    prompts: int = 4  # dreams finished per step, half of them of the day
+    prompts: int = 2  # dreams finished per step, half of them of the day
     samples: int = 4  # G, continuations per dream
     max_new: int = 24  # tokens per continuation; dreams are cut so that their rest fits
     width: int = 48  # tokens, longest dream that is practised on, so that rows are not mostly padding
