@@ -7,6 +7,7 @@ Claim: Sleep takes on a domain a night and keeps the earlier ones; sequential fi
 Cost: 2 M parameters; meant for a birth of 12 minutes at most and a Sleep life of 25 on 2 CPU cores.
 Command: python -m launch.main --config=configs/clinc150.py --workdir=runs/clinc150
 Dreams only: the same with --config.sleep.day_at_hand=False --config.birth.checkpoint=runs/clinc150/birth
+Choosing settings: --config.stream.probes=valid, never the test split.
 Number: none yet over all five nights; the README says what was measured.
 """
 

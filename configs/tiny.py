@@ -15,11 +15,11 @@ def get_config():
     c.method = "sleep,sequential,joint"
     c.vocab_size = 512
     c.model.layers, c.model.ff, c.model.unroll = 3, 384, 3
-    c.birth.epochs = 20
+    c.birth.epochs = 18
     c.wake.rule, c.wake.lr, c.wake.passes = "adam", (1e-3,), 6
     c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
-    c.sleep.steps, c.sleep.validate_every = 250, 50
+    c.sleep.steps, c.sleep.validate_every = 200, 50
     c.sleep.optim.lr = 7e-3
     c.sleep.seed.prompt_weight = 0.5  # prompts hold the names, and dreams of them must be spelt right
-    c.sleep.recall.rounds, c.sleep.recall.temperature = 8, 0.8
+    c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
     return c
