@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
     n.held_out = 0.08  # share of the dreams
     n.validate_every = 50  # steps between looks at held-out dreams
     n.patience = 4  # looks without improvement before stopping
-    n.margin = 0.1  # agreement on held-out old dreams that a night may lose before it is rolled back
+    n.margin = 0.2  # agreement on held-out old dreams that a night may lose before it is rolled back
     n.optim = _optim(lr=5e-3)
 
     n.seed = k = ConfigDict()

@@ -24,6 +24,6 @@ def get_config():
     c.wake.rule, c.wake.lr, c.wake.passes = "adam", (1e-3,), 6
     c.birth.epochs = 12
     c.sleep.steps, c.sleep.old_dreams = 700, 4000
-    c.sleep.new_share, c.sleep.recall_share, c.sleep.night_weight, c.sleep.margin = 0.4, 0.25, 2.0, 0.2
+    c.sleep.new_share, c.sleep.recall_share, c.sleep.night_weight = 0.4, 0.25, 2.0
     c.sleep.recall.temperature, c.sleep.recall.per_answer = 0.9, 2.0
     return c

@@ -43,7 +43,7 @@ class SleepConfig:
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
     validate_every: int = 50  # steps between looks at the held-out dreams
     patience: int = 4  # looks without improvement before the night stops
-    margin: float = 0.1  # loss of agreement on held-out dreams of the past that rolls the night back
+    margin: float = 0.2  # loss of agreement on held-out dreams of the past that rolls the night back
     seed: SeedConfig = SeedConfig()
     recall: RecallConfig = RecallConfig()
     imitate: ImitateConfig = ImitateConfig()
