@@ -196,9 +196,10 @@ def publish(world: World, state: State, name: str) -> metrics.Summary:
     for links in state.links:
         n = links.night
         if n < len(state.retention):
-            old = (float(np.average(row[:n], weights=weights[:n])) for row in state.retention[n - 1 : n + 1])
-            found = dict(zip(("old_before", "old_after"), old, strict=True))
-            links = dataclasses.replace(links, after=state.retention[n][n], **found)
+            before, after = (np.average(r[:n], weights=weights[:n]) for r in state.retention[n - 1 : n + 1])
+            links = dataclasses.replace(
+                links, after=state.retention[n][n], old_before=float(before), old_after=float(after)
+            )
         metrics.write_links(world.workdir, links)
     matrix = np.array([[np.nan if v is None else v for v in row] for row in state.retention])
     n = len(matrix)

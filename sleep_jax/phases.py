@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 
 import jax
@@ -96,10 +95,10 @@ def phase(world: World, name: str, state: State, run: Callable[[State], State]) 
         cycle = name.split("-")[0]
         later = [n for n in names[names.index(name) :] if n.startswith(f"{cycle}-forget-")]
         return load(world, (later or [name])[-1], state)
-    started = time.perf_counter()
-    state = run(state)
-    jax.block_until_ready(state.arrays())
-    world.writer.time(name.split("-", 1)[1], int(name.split("-")[0]), time.perf_counter() - started)
+    cycle, kind = name.split("-", 1)
+    with world.writer.timed(kind, int(cycle)):
+        state = run(state)
+        jax.block_until_ready(state.arrays())
     save(world, name, state)
     return state
 

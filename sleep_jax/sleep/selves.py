@@ -87,11 +87,8 @@ def earlier(
         alone = np.zeros(shape, bool)
         alone[slot.level, slot.index] = True
         name = f"night {slot.nights[-1]}"
-        selves.append(
-            Self(
-                name, slot.experiences, selves[-1].active | alone, alone, False, night_weight * slot.documents
-            )
-        )
+        weight = night_weight * slot.documents
+        selves.append(Self(name, slot.experiences, selves[-1].active | alone, alone, False, weight))
     return selves
 
 
