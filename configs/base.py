@@ -81,7 +81,8 @@ def get_config() -> ConfigDict:
     c.wake = w = ConfigDict()
     w.passes = 1  # times that a day is read
     w.rule = "sgd"  # "sgd" or "adam"
-    w.lr = (1.0,)  # of each fast level
+    w.lr = (1.0,)  # of each fast level in the morning
+    w.final = 1.0  # of these in the evening, as a share
     w.clip = 1.0  # gradient norm per level and write
 
     c.sleep = n = ConfigDict()

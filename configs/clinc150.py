@@ -21,7 +21,7 @@ def get_config():
     c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.ff = 192, 4, 6, 6, 512
     c.model.unroll = 4
     c.model.max_len, c.row_length, c.memory.periods = 96, 80, (480,)
-    c.wake.rule, c.wake.lr, c.wake.passes = "adam", (1e-3,), 6
+    c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (4e-3,), 0.02, 4
     c.birth.epochs = 12
     c.sleep.steps, c.sleep.old_dreams = 700, 4000
     c.sleep.new_share, c.sleep.recall_share, c.sleep.night_weight = 0.4, 0.25, 2.0

@@ -161,7 +161,7 @@ class Workbench:
         c = self.config
         morning = wake.init(c.wake, self.memory.fast, len(c.memory.periods))
         batch = self.rows(wake.rows_per_chunk(self.model, c.row_length))
-        step, frozen = wake.make(self.model, c.wake), (self.params, self.resting)
+        step, frozen = wake.make(self.model, c.wake, 1), (self.params, self.resting)
         return self.training("wake step", step, morning, frozen, batch)
 
     def sft_step(self) -> Piece:

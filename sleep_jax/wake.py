@@ -23,7 +23,8 @@ class WakeConfig:
 
     passes: int = 1  # how often the day is read
     rule: Literal["sgd", "adam"] = "sgd"  # f of Eq. 2
-    lr: tuple[float, ...] = (1.0,)  # per fast level, fastest first
+    lr: tuple[float, ...] = (1.0,)  # per fast level, fastest first, in the morning
+    final: float = 1.0  # of these in the evening, as a share; they fall linearly over the day
     clip: float = 1.0  # largest gradient norm of a level at a write
 
     def __post_init__(self):
@@ -34,6 +35,8 @@ class WakeConfig:
                 f"wake.passes={self.passes} and wake.clip={self.clip} must be positive, "
                 f"wake.lr={self.lr} one rate per fast level and none of them negative"
             )
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"wake.final={self.final} is not in [0, 1]")
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +68,7 @@ def init(config: WakeConfig, fast: Tree, levels: int) -> WakeState:
     return WakeState(fast, zeros, moments, jnp.zeros(levels), jnp.int32(0), jnp.zeros(levels, jnp.int32))
 
 
-def make(model: Model, config: WakeConfig):
+def make(model: Model, config: WakeConfig, chunks: int):
     """A pure `step(state, frozen, batch, key, *, reduce) -> (state, metrics)` that lives one chunk.
 
         theta_l <- theta_l - eta_l clip(mean gradient of the last C_l tokens)   if C_l divides the clock   (2)
@@ -74,11 +77,13 @@ def make(model: Model, config: WakeConfig):
     (predict, then update), so no token sees an update that holds its own target. A slower level accumulates
     the gradients of the chunks in between, each taken at the then-current faster levels. Eq. 2 sums over the
     chunk; the mean (over tokens that count) and the clip are our reading, which makes eta independent of C_l,
-    as is taking moments ("adam") for the paper's "error component of an arbitrary optimizer".
+    as are taking moments ("adam") for the paper's "error component of an arbitrary optimizer" and letting its
+    eta_t fall linearly to `config.final` of the morning's with the day's last chunk.
 
     Args:
       model: its `memory_config` says which weights are written how often.
       config: how.
+      chunks: length of the day, over which the rates fall.
 
     Returns:
       The step. `frozen` is `(params, memory)`, whose own fast level is not read; metrics are the loss, the
@@ -129,7 +134,8 @@ def make(model: Model, config: WakeConfig):
         norm_L = norms(mean)
         shrink = spread(jnp.minimum(1.0, config.clip / jnp.maximum(norm_L, 1e-12)))
         change = {k: mean[k] * shrink[k] for k in owner}
-        due, rate = spread(due_L), spread(lr_L)
+        evening = clock / (periods[0] * chunks)  # 1 at the day's last chunk
+        due, rate = spread(due_L), spread(lr_L * (1 - (1 - config.final) * evening))
         moments = state.moments
         if config.rule == "adam":
             old1, old2 = moments

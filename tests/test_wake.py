@@ -63,7 +63,11 @@ def morning(model, config, frozen):
 
 def live(model, config, frozen, chunks):
     """Every state and every metric of a day, before the first chunk and after each."""
-    run, states, metrics = jax.jit(wake.make(model, config)), [morning(model, config, frozen)], []
+    run, states, metrics = (
+        jax.jit(wake.make(model, config, len(chunks))),
+        [morning(model, config, frozen)],
+        [],
+    )
     for batch in chunks:
         state, seen = run(states[-1], frozen, batch, KEY)
         states.append(state)
@@ -85,8 +89,9 @@ OWNED = {
 }
 
 
-def literal(token_losses, fast, chunks, owned, lr, clip):
+def literal(token_losses, fast, chunks, owned, lr, final, clip):
     """Eq. 2 token by token in float64: a level counts its tokens and is written when its period is over."""
+    positions = sum(batch.tokens_BT.size for batch in chunks)
     theta = {k: np.asarray(x, np.float64) for k, x in fast.items()}
     pending = [{k: np.zeros_like(theta[k][own[k]]) for k in own} for own in owned]
     counted, writes, i, history, losses, clipped = [0] * 3, [0] * 3, 0, [], [], set()
@@ -108,9 +113,10 @@ def literal(token_losses, fast, chunks, owned, lr, clip):
                 if i % PERIODS[level] == 0:
                     mean = {k: g / max(counted[level], 1) for k, g in pending[level].items()}
                     norm = np.sqrt(sum((g**2).sum() for g in mean.values()))
+                    rate = lr[level] + (final - 1) * lr[level] * i / positions
                     clipped |= {bool(norm > clip)} if norm else set()
                     for k in own:
-                        theta[k][own[k]] -= lr[level] * mean[k] * min(1, clip / max(norm, 1e-30))
+                        theta[k][own[k]] -= rate * mean[k] * min(1, clip / max(norm, 1e-30))
                         pending[level][k][:] = 0
                     counted[level] = 0
                     writes[level] += 1
@@ -119,13 +125,15 @@ def literal(token_losses, fast, chunks, owned, lr, clip):
     return history, losses, clipped
 
 
-@pytest.mark.parametrize("reading, lr", [("depth", (0.1, 0.2, 0.4)), ("width", (0.2, 0.0, 0.4))])
-def test_a_day_is_the_literal_loop_over_tokens(reading, lr, setting, frozen, token_losses):
+@pytest.mark.parametrize(
+    "reading, lr, final", [("depth", (0.1, 0.2, 0.4), 1.0), ("width", (0.2, 0.0, 0.8), 0.25)]
+)
+def test_a_day_is_the_literal_loop_over_tokens(reading, lr, final, setting, frozen, token_losses):
     model, clip = setting(reading=reading), 1.2
-    config = wake.WakeConfig(lr=lr, clip=clip)
+    config = wake.WakeConfig(lr=lr, final=final, clip=clip)
     chunks = [chunk(i) for i in range(CHUNKS)]
     states, metrics = live(model, config, frozen, chunks)
-    history, losses, clipped = literal(token_losses, states[0].fast, chunks, OWNED[reading], lr, clip)
+    history, losses, clipped = literal(token_losses, states[0].fast, chunks, OWNED[reading], lr, final, clip)
     assert clipped == {True, False}, "the clip should bind at some writes and not at others"
 
     for i, (state, (theta, writes)) in enumerate(zip(states[1:], history, strict=True)):
@@ -183,7 +191,7 @@ def lived(setting, frozen):
     def run(partitioner):
         state, step = (
             partitioner.put(morning(model, config, frozen)),
-            partitioner.compile(wake.make(model, config)),
+            partitioner.compile(wake.make(model, config, 1)),
         )
         batch = partitioner.put_batch(chunk(0, rows=8, length=2))
         return jax.device_get(step(state, partitioner.put(frozen), batch, KEY))
@@ -208,7 +216,7 @@ def test_as_many_rates_as_levels(setting):
     with pytest.raises(
         ValueError, match=r"wake.lr=\(1.0,\) has 1 entries for the 3 levels of memory.periods=\(16"
     ):
-        wake.make(setting(), wake.WakeConfig())
+        wake.make(setting(), wake.WakeConfig(), CHUNKS)
 
 
 def test_a_chunk_is_whole_rows(setting):
@@ -218,7 +226,8 @@ def test_a_chunk_is_whole_rows(setting):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"rule": "rmsprop"}, {"passes": 0}, {"clip": 0.0}, {"lr": ()}, {"lr": (-1.0,)}]
+    "settings",
+    [{"rule": "rmsprop"}, {"passes": 0}, {"clip": 0.0}, {"lr": ()}, {"lr": (-1.0,)}, {"final": 1.5}],
 )
 def test_a_day_that_cannot_be_is_named(settings):
     with pytest.raises(ValueError, match=f"wake.{next(iter(settings))}="):

@@ -42,7 +42,8 @@ def wake(world: World, name: str, state: State, cycle: int, experience: Experien
     chunks = -(-len(rows.tokens_BT) * c.wake.passes // per_chunk)
     morning = wake_lib.init(c.wake, state.memory.fast, len(c.memory.periods))
     frozen = (state.params, memory_lib.rest(state.memory))
-    evening, _ = fit(world, name, cycle, wake_lib.make(model, c.wake), morning, frozen, batches, chunks)
+    step = wake_lib.make(model, c.wake, chunks)
+    evening, _ = fit(world, name, cycle, step, morning, frozen, batches, chunks)
     return dataclasses.replace(state, memory=dataclasses.replace(state.memory, fast=evening.fast))
 
 
