@@ -67,11 +67,10 @@ def recall(
 ) -> list[Dream]:
     """Dreams of one self until `quota` are kept, or the rounds are used up.
 
-    The self dreams with its own slots alone open (what it added comes up most), and answers the dreamt prompt
-    with all that it has: that answer takes the place of the dreamt one. The dream is *inconsistent* when they
-    differ and no other dream has been answered so as dreamt: then the answer is no more than a slip. It is
-    *known* when the self before it (`before`) answers the same, because then that one dreams and supervises
-    it. This is our reading; the paper samples from the teacher and says no more.
+    The self answers the prompt that it dreamt: that answer takes the place of the dreamt one. The dream is
+    *inconsistent* when they differ and no other dream has been answered so as dreamt: then the answer is no
+    more than a slip. It is *known* when the self before it (`before`) answers the same, because then that one
+    dreams and supervises it. This is our reading; the paper samples from the teacher and says no more.
 
     Args:
       share_pairs: share of dreams that open with <recall> (an answer, then what asks for it); the rest is
@@ -125,7 +124,7 @@ def _sample(
     out = rollout.generate(
         model,
         params,
-        seen_by(memory, self_, alone=True),
+        seen_by(memory, self_),
         (opening, np.ones(n, np.int32)),
         key,
         batch_size=config.batch_size,

@@ -114,8 +114,8 @@ def seed(
     objective = consolidate.objective(model, variant.objective(config.seed), join)
     frozen = (params, student)
 
-    # Each slot is dreamt with alone: the fresh one need not recall what earlier ones do. Where everything
-    # goes into the same weights, it must.
+    # What earlier selves recall is dreamt by them. The fresh slot recalls its own day, so that this is what
+    # comes up in its self. Where everything goes into the same weights, all of it must come up.
     past, today = _encoded(world, old.train), _encoded(world, new.train)
     past_recalled = [] if variant.expand else _encoded(world, old.train, consolidate.encode_recalling)
     today_recalled = _encoded(world, new.train, consolidate.encode_recalling)

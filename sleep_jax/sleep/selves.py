@@ -54,7 +54,6 @@ class Self:
       name: "birth", "night 3" or "awake".
       knows: experiences that it, and none before it, has learnt.
       active: bool [L, E], its open slots.
-      alone: bool [L, E], only the slots that it added: what it dreams with.
       awake: whether fast memory is open.
       weight: its share of the dreams is in proportion to it; by examples that it learnt from.
     """
@@ -62,7 +61,6 @@ class Self:
     name: str
     knows: tuple[str, ...]
     active: np.ndarray
-    alone: np.ndarray
     awake: bool
     weight: float
 
@@ -82,25 +80,25 @@ def earlier(
       night_weight: of an example of a night against one of birth.
     """
     closed = np.zeros(shape, bool)
-    selves = [Self("birth", (birth,), closed, closed, False, documents_at_birth)]
+    selves = [Self("birth", (birth,), closed, False, documents_at_birth)]
     for slot in sorted(slots, key=lambda s: s.nights[-1]):
-        alone = np.zeros(shape, bool)
-        alone[slot.level, slot.index] = True
+        active = selves[-1].active.copy()
+        active[slot.level, slot.index] = True
         name = f"night {slot.nights[-1]}"
         weight = night_weight * slot.documents
-        selves.append(Self(name, slot.experiences, selves[-1].active | alone, alone, False, weight))
+        selves.append(Self(name, slot.experiences, active, False, weight))
     return selves
 
 
 def awake(past: Sequence[Self], experience: str, documents: int) -> Self:
     """The self at the end of the day: all open slots and fast memory."""
-    return Self("awake", (experience,), past[-1].active, past[-1].active, True, documents)
+    return Self("awake", (experience,), past[-1].active, True, documents)
 
 
-def seen_by(memory: Memory, self_: Self, *, alone: bool = False) -> Memory:
+def seen_by(memory: Memory, self_: Self) -> Memory:
     """The memory that this self has."""
     memory = memory if self_.awake else memory_lib.rest(memory)
-    return memory_lib.with_active(memory, self_.alone if alone else self_.active)
+    return memory_lib.with_active(memory, self_.active)
 
 
 @functools.lru_cache(maxsize=8)

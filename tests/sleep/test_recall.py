@@ -129,7 +129,7 @@ def test_every_dream_meets_its_fate(model, tok, memory, on_stage):
     assert dreams[5].example == Example("what is dreamt?", "it"), "as answered, not as dreamt"
     assert {(d.teacher, d.credited, d.source) for d in dreams} == {("night 2", "day 2", "dreamt")}
     assert "Bath" in dreams[1].text and dreams[1].example is None
-    assert stage.calls[0][0].active_LE.tolist() == past[-1].alone.tolist(), "dreams with what it added"
+    assert stage.calls[0][0].active_LE.tolist() == past[-1].active.tolist(), "as it was taught to recall"
     assert stage.calls[0][1] == [tok.recall] * 12
 
 
@@ -214,7 +214,7 @@ def endless(monkeypatch, tok):
     count = iter(range(10**6))
 
     def generate(model, params, memory, prompts, key, *, batch_size, max_new, temperature):
-        self_ = int(memory.active_LE.nonzero()[1][0]) + 1 if memory.active_LE.any() else 0
+        self_ = int(memory.active_LE.nonzero()[1].max(initial=-1)) + 1
         texts = [recalling(tok, f"{self_} {next(count)}", str(i % 5)) for i in range(len(prompts[0]))]
         tokens_BT, lengths_B = recall.rollout.padded(texts)
         return Rollout(tokens_BT, None, None, lengths_B, None)

@@ -41,7 +41,6 @@ def test_each_self_has_the_slots_up_to_its_night_in_whatever_order_they_are_list
         ("night 2", mask((0, 0), (0, 1))),
         ("night 3", mask((0, 0), (0, 1), (0, 2))),
     ]
-    assert [s.alone.tolist() for s in past] == [mask(), mask((0, 0)), mask((0, 1)), mask((0, 2))]
     assert [s.knows for s in past] == [("infancy",), ("day 1",), ("day 2",), ("day 3",)]
     assert [s.weight for s in past] == [70, 10, 10, 10]
     assert not any(s.awake for s in past)
@@ -68,7 +67,7 @@ def test_the_awake_self_has_all_open_slots_and_fast_memory():
     past = selves.earlier([slot(1), slot(2)], SHAPE, "birth", 70)
     awake = selves.awake(past, "day 3", 12)
     assert awake.awake and awake.knows == ("day 3",) and awake.weight == 12
-    assert awake.active.tolist() == awake.alone.tolist() == mask((0, 0), (0, 1))
+    assert awake.active.tolist() == mask((0, 0), (0, 1))
 
 
 def test_provenance_survives_json():
@@ -78,14 +77,14 @@ def test_provenance_survives_json():
 
 @pytest.fixture(scope="module")
 def heard(tiny, grown):
-    """`heard(self, alone)`: logits and routes as this self has them, of a memory in which nothing is zero."""
+    """`heard(self)`: logits and routes as this self has them, of a memory in which nothing is zero."""
     model = tiny(slots=4)
     params, memory = grown(model)
     tokens_BT = np.random.default_rng(0).integers(3, 40, (2, 6)).astype(np.int32)
     run = jax.jit(lambda params, memory: model.apply(params, tokens_BT, memory=memory))
 
-    def ask(self_, alone=False):
-        seen = selves.seen_by(memory, self_, alone=alone)
+    def ask(self_):
+        seen = selves.seen_by(memory, self_)
         assert (seen.fast is not None) == self_.awake
         return run(params, seen)
 
@@ -100,13 +99,12 @@ def test_fast_memory_is_heard_by_the_awake_self_alone(heard):
     np.testing.assert_array_equal(heard(resting).logits_BTV, heard(past[-1]).logits_BTV)
 
 
-def test_a_self_is_routed_to_its_own_slots_and_alone_to_what_it_added(heard):
+def test_a_self_is_routed_to_its_own_slots_alone(heard):
     past = selves.earlier([slot(1), slot(2), slot((3, 4), level=1, index=3)], SHAPE, "birth", 70)
     for self_ in past:
-        for alone, allowed in ((False, self_.active), (True, self_.alone)):
-            used_LE = np.asarray(heard(self_, alone).routes_BTLE).max((0, 1)) > 0
-            assert not (used_LE & ~allowed).any()
-            assert used_LE.any() == allowed.any()
+        used_LE = np.asarray(heard(self_).routes_BTLE).max((0, 1)) > 0
+        assert not (used_LE & ~self_.active).any()
+        assert used_LE.any() == self_.active.any()
     assert np.asarray(heard(past[-1]).routes_BTLE).max((0, 1))[0, :2].any(), "older slots are still heard"
 
 
