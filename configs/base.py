@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
     n.day_in_context = 0  # documents of the day in the context of a third teacher; 0 is none
     n.old_dreams = 4000  # dreams per night of birth and earlier nights
     n.night_weight = 1.0  # of what an earlier night learnt against what birth did, example for example
-    n.new_dreams = 1500  # dreams per night of the awake self, where the day is not at hand
+    n.new_dreams = 1500  # dreams per night of the awake self, beside the day's inputs where they are at hand
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     n.steps = 400  # most optimiser steps
@@ -106,6 +106,8 @@ def get_config() -> ConfigDict:
     k.kl_clip = 0.0  # nats, largest contribution of a vocabulary entry; 0 is none
     k.alpha = 0.95  # weight of distillation against imitation
     k.on_policy = 0.1  # lambda, weight of the student's own samples in distillation
+    k.routing = 1.0  # weight of the router's own loss: open on the day's dreams, closed on the past's
+    k.forced = 0.5  # share of the steps with the fresh slot open whatever its router says
     k.prompt_weight = 0.2  # weight of a dream's prompt tokens
 
     n.recall = r = ConfigDict()

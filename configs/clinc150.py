@@ -24,6 +24,8 @@ def get_config():
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (4e-3,), 0.02, 4
     c.birth.epochs = 12
     c.sleep.steps, c.sleep.old_dreams = 700, 4000
-    c.sleep.new_share, c.sleep.recall_share, c.sleep.night_weight = 0.4, 0.25, 2.0
+    c.sleep.new_share, c.sleep.recall_share = 0.4, 0.25
+    c.sleep.seed.prompt_weight = 0.05
+    c.sleep.imitate.samples, c.sleep.imitate.max_new, c.sleep.imitate.width = 2, 12, 32
     c.sleep.recall.temperature, c.sleep.recall.per_answer = 0.9, 2.0
     return c

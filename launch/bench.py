@@ -175,10 +175,16 @@ class Workbench:
         """Knowledge Seeding of one slot with the teachers' hidden states at hand."""
         c = self.config.sleep
         optimizer = optim.make(c.optim, c.steps)
-        objective = consolidate.objective(self.model, c.seed, consolidate.into_slot(0, self.slot))
+        objective = consolidate.objective(
+            self.model, c.seed, consolidate.into_slot(0, self.slot), (0, self.slot)
+        )
         slot = memory_lib.fresh_slot(self.model.config, self.model.memory_config, self.key)
         rows = self.rows(c.batch_rows)
-        batch = {"lesson": consolidate.Lesson(rows, self.hidden(*rows.tokens_BT.shape))}
+        batch = {
+            "lesson": consolidate.Lesson(
+                rows, self.hidden(*rows.tokens_BT.shape), np.ones(len(rows.tokens_BT), np.float32)
+            )
+        }
         if self.practised:
             own, width = self.practice_shape
             sampled = np.broadcast_to(np.arange(width) >= width - c.imitate.max_new, (own, width))

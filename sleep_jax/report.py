@@ -247,7 +247,8 @@ def _dreams(runs: Sequence[Run], labels: Labels) -> Html:
             rewards = [r for r in (number(dream.get("reward")) for dream in dreams) if r is not None]
             average = f"{np.mean(rewards):.3f}".replace("-", "−") if rewards else "–"
             rows.append([night(name), *(f"{c or 0:,}" for c in fates), average])
-            some = sample(kept, DREAMS_SHOWN) + sample(dropped, DREAMS_SHOWN)
+            rewarded = [dream for dream in kept if number(dream.get("reward")) is not None]
+            some = sample(rewarded or kept, DREAMS_SHOWN) + sample(dropped, DREAMS_SHOWN)
             heads = "teacher", "prompt", "answer", "credited to", "reward", "kept?"
             parts.append(el("h4", f"{night(name)}: {len(some)} of {len(dreams):,}"))
             parts.append(table("twwtnt", heads, map(cells, some), [not d.get("kept") for d in some]))

@@ -35,7 +35,7 @@ class SleepConfig:
     day_in_context: int = 0  # a third teacher with so many of the day's documents in its context; 0 is none
     old_dreams: int = 4000  # dreams of birth and of earlier nights, in proportion to what each learnt
     night_weight: float = 1.0  # of what an earlier night learnt against what birth did, example for example
-    new_dreams: int = 1500  # dreams of the awake self, where the day is not at hand
+    new_dreams: int = 1500  # dreams of the awake self, beside the day's inputs where they are at hand
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     steps: int = 400  # most optimiser steps

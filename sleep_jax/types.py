@@ -106,11 +106,13 @@ class Output(NamedTuple):
       logits_BTV: float32.
       hidden_BTD: last hidden states after the final norm.
       routes_BTLE: share of layers whose router chose the expert; None without a bank.
+      router_NBTLE: float32 router scores of every layer, >= 0 where it opens the slot if that is unlocked.
     """
 
     logits_BTV: Array
     hidden_BTD: Array
     routes_BTLE: Array | None
+    router_NBTLE: Array | None
 
 
 class Model(NamedTuple):

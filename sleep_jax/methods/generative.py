@@ -28,13 +28,16 @@ def train(world: World, name: str, state: State, cycle: int, experience: Experie
     earlier selves to ask. They get the same filters, and the answers that the model gives them.
     """
     config = world.config.sleep
+    at_hand = config.day_at_hand
+    if at_hand:  # then it is trained on as it is, and nothing of it is dreamt
+        config = dataclasses.replace(config, day_at_hand=False, new_dreams=0)
     documents = len(world.stream.birth.train) + sum(len(d.train) for d in world.stream.days[: cycle - 1])
     past = selves.earlier([], state.memory.active_LE.shape, world.stream.birth.name, documents)
     awake = selves.awake(past, experience.name, len(experience.train))
     old, new = night.dream(world, state.params, state.memory, past, awake, experience, cycle, config)
     night.write_dreams(world, cycle, [d for _, ds in old for d in ds] + new)
     pseudo = [d.example for _, ds in old for d in ds if d.kept]
-    day = list(experience.train) if config.day_at_hand else [d.example for d in new if d.kept]
+    day = list(experience.train) if at_hand else [d.example for d in new if d.kept]
     rows = finetune.pack(world, day + pseudo)
     state = finetune.fit_backbone(world, name, state, cycle, rows)
     return dataclasses.replace(state, memory=memory_lib.forget_day(state.memory))

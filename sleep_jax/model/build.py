@@ -62,7 +62,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
           positions_BT: counted from 0 in each segment; None is 0, 1, 2, ...
 
         Returns:
-          Output with logits_BTV and hidden_BTD, and routes_BTLE where there is a bank.
+          Output with logits_BTV and hidden_BTD, and routes_BTLE and router_NBTLE where there is a bank.
 
         Raises:
           ValueError: the sequence is longer than `model.max_len` (packed rows may be: nobody looks at how
@@ -82,7 +82,8 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
             positions_BT = jnp.broadcast_to(steps_T, (B, T))
         hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory)
         routes = ys["gates_BTLE"]
-        return Output(unembed(params, hidden_BTD), hidden_BTD, None if routes is None else routes.mean(0))
+        routes_BTLE = None if routes is None else routes.mean(0)
+        return Output(unembed(params, hidden_BTD), hidden_BTD, routes_BTLE, ys["router_BTLE"])
 
     def decode(
         params: Tree,

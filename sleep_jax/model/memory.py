@@ -84,7 +84,12 @@ def force_slot(memory: Memory, level: int, index: int) -> Memory:
 
     Tells what a slot knows apart from whether the router asks it.
     """
-    bias = memory.bank["bias_NLE"].at[:, level, index].set(-MASKED)
+    return lift_slot(memory, level, index, -MASKED)
+
+
+def lift_slot(memory: Memory, level: int, index: int, by: float | Array) -> Memory:
+    """The same memory, with a number added to all router scores of one slot."""
+    bias = memory.bank["bias_NLE"].at[:, level, index].add(by)
     return dataclasses.replace(memory, bank={**memory.bank, "bias_NLE": bias})
 
 

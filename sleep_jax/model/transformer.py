@@ -15,7 +15,7 @@ class Block(nn.Module):
 
     The call takes what is this layer's own (`index`, and where there are any `fast` deltas, expert `bank` and
     `cache`) and what all layers share (`positions_BT`, `mask_BTS`, `active` slots, `random_keys_B`). It
-    returns x_BTD and this layer's new keys and values and its gates.
+    returns x_BTD and this layer's new keys and values, its gates and its router scores.
     """
 
     config: ModelConfig
@@ -32,7 +32,7 @@ class Block(nn.Module):
         x_BTD = x_BTD + y_BTD
         h_BTD = RMSNorm(c, name="mlp_norm")(x_BTD)
         y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"))
-        gates_BTLE = None
+        gates_BTLE = logits_BTLE = None
         if "bank" in layer:
             bank = layer["bank"]
             own_BTLE, seen_BSM = memory_lib.router_scores(h_BTD, bank)
@@ -45,7 +45,7 @@ class Block(nn.Module):
                 keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer["index"])
             gates_BTLE = memory_lib.route(logits_BTLE, shared["active"], keys_B)
             y_BTD = y_BTD + memory_lib.experts(h_BTD, bank, gates_BTLE, self.memory_config.expert_scale)
-        return x_BTD + y_BTD, {"kv": kv, "gates_BTLE": gates_BTLE}
+        return x_BTD + y_BTD, {"kv": kv, "gates_BTLE": gates_BTLE, "router_BTLE": logits_BTLE}
 
 
 class Transformer(nn.Module):

@@ -21,6 +21,8 @@ from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self, seen_by
 from sleep_jax.types import Array, Batch, Memory, Model, Objective, Tree
 
+LIFT = 30.0  # of a router score: opens a slot for sure, and leaves float32 the score to five digits
+
 
 @dataclasses.dataclass(frozen=True)
 class SeedConfig:
@@ -35,9 +37,13 @@ class SeedConfig:
     alpha: float = 0.95  # weight of distillation; 1 - alpha goes to imitation
     on_policy: float = 0.1  # lambda, weight of the student's own samples in distillation
     prompt_weight: float = 0.2  # weight of a dream's prompt tokens against its answer's
+    routing: float = 1.0  # weight of the router's own loss: open on the day's dreams, closed on the past's
+    forced: float = 0.5  # share of the steps with the fresh slot open whatever its router says
 
     def __post_init__(self):
-        for key in ("beta", "alpha", "on_policy"):
+        if self.routing < 0:
+            raise ValueError(f"sleep.seed.routing={self.routing} must not be negative")
+        for key in ("beta", "alpha", "on_policy", "forced"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"sleep.seed.{key}={getattr(self, key)} is not in [0, 1]")
 
@@ -49,10 +55,14 @@ class Lesson:
 
     The teacher's last hidden states stand for its logits: the output head is frozen and shared, so one matrix
     product gives them back, and D numbers per token are kept instead of V.
+
+    Attributes:
+      own_B: 1 for rows that the fresh slot is for, 0 for what others know.
     """
 
     rows: Batch
     hidden_BTD: Array
+    own_B: Array
 
 
 @jax.tree_util.register_dataclass
@@ -83,37 +93,57 @@ def into_backbone(delta: Tree, params: Tree, memory: Memory) -> tuple[Tree, Memo
     return params, dataclasses.replace(memory, fast=fast)
 
 
-def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
+def objective(
+    model: Model, config: SeedConfig, join: Join, place: tuple[int, int] | None = None
+) -> Objective:
     """Minus J_KS, over what `join` makes a student of: the parameters of one slot.
 
         loss = alpha ((1 - lambda) E_D F(teacher || student) + lambda E_{y~student} F(teacher || student))
-               - (1 - alpha) E_{y~student} r(y)
+               - (1 - alpha) E_{y~student} r(y) + rho E_D BCE(router, own)
 
     F is the generalised JSD of GKD per token; the reward term is a policy gradient with the advantages of the
     batch. There is no gradient through sampling. `frozen` is `(params, memory)`: the backbone and the memory
     that the slot joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the practice optional.
+
+    Two things are ours, the paper does not say how a router is trained; both need the slot's `place` (level
+    and index). The last term, with rho = `config.routing`, is the binary cross-entropy of its router score,
+    mean over layers and tokens: it should open on rows of its own and nowhere else. Distillation alone lets a
+    slot open wherever it does the dreams at hand no harm. And in a share `config.forced` of the steps, drawn
+    by the key, the slot is open on all of the lesson, so that it does little harm where its router errs; a
+    key of None never forces it.
     """
+    routed = place is not None and config.routing > 0
+    forced = config.forced if place is not None else 0.0
     clip = config.kl_clip or None
 
-    def student(trainable, frozen, tokens_BT, **where):
+    def student(trainable, frozen, tokens_BT, lift=0.0, **where):
         params, memory = join(trainable, *frozen)
+        if forced:
+            memory = memory_lib.lift_slot(memory, *place, lift)
         return model.apply(params, tokens_BT, memory=memory, **where)
 
     def teacher_logits(frozen, hidden_BTD):
         return model.unembed(frozen[0], hidden_BTD)
 
     def totals(trainable, frozen, batch, key):
-        del key
         lesson: Lesson = batch["lesson"]
         rows = lesson.rows
-        out = student(
-            trainable, frozen, rows.tokens_BT, segments_BT=rows.segments_BT, positions_BT=rows.positions_BT
-        )
+        where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
+        lift = 0.0 if key is None else LIFT * jax.random.bernoulli(key, forced)
+        out = student(trainable, frozen, rows.tokens_BT, lift, **where)
         kl_BT = divergence.generalised_jsd(
             teacher_logits(frozen, lesson.hidden_BTD), out.logits_BTV, config.beta, clip
         )
         terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
         metrics = {}
+        if routed:
+            score_NBT, read_BT = out.router_NBTLE[..., *place] - lift, rows.segments_BT > 0
+            own_BT = jnp.broadcast_to(lesson.own_B[:, None], read_BT.shape)
+            crossed_BT = (jax.nn.softplus(score_NBT) - own_BT * score_NBT).mean(0)
+            terms["routing"] = masked_mean(crossed_BT, read_BT)
+            open_BT = (score_NBT >= 0).mean(0)
+            metrics["open_on_own"] = masked_mean(open_BT, read_BT * own_BT)
+            metrics["open_on_others"] = masked_mean(open_BT, read_BT * (1 - own_BT))
         if "practice" in batch:
             practice: Practice = batch["practice"]
             out = student(trainable, frozen, practice.tokens_BT)
@@ -130,7 +160,10 @@ def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
         return terms, metrics
 
     def counts(batch):
-        counted = {"kl": batch["lesson"].rows.weights_BT.sum()}
+        rows = batch["lesson"].rows
+        counted = {"kl": rows.weights_BT.sum()}
+        if routed:
+            counted["routing"] = (rows.segments_BT > 0).sum()
         if "practice" in batch:
             sampled = batch["practice"].sampled_BT.sum()
             counted |= {"kl_on_policy": sampled, "imitation": sampled}
@@ -141,6 +174,8 @@ def objective(model: Model, config: SeedConfig, join: Join) -> Objective:
         "kl_on_policy": config.alpha * config.on_policy,
         "imitation": 1 - config.alpha,
     }
+    if routed:
+        weights["routing"] = config.routing
     return Objective(weights, counts, totals)
 
 
@@ -180,15 +215,20 @@ def lessons(
     row_length: int,
     batch_size: int,
     prompt_weight: float,
+    own: bool,
 ) -> Lesson:
-    """Every teacher's sequences packed into rows of their own, and scored by it; numpy arrays, rows first."""
+    """Every teacher's sequences packed into rows of their own, and scored by it; numpy arrays, rows first.
+
+    `own` says of all of them whether the fresh slot is for them.
+    """
     parts = []
     for self_, encoded in teachers:
         if not encoded:
             continue
         rows, _ = packing.pack(encoded, row_length, weight_prompt=prompt_weight)
         fields = rows.tokens_BT, rows.segments_BT, rows.positions_BT
-        parts.append(Lesson(rows, _scored(score, params, seen_by(memory, self_), fields, batch_size)))
+        hidden_BTD = _scored(score, params, seen_by(memory, self_), fields, batch_size)
+        parts.append(Lesson(rows, hidden_BTD, np.full(len(hidden_BTD), own, np.float32)))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
@@ -229,7 +269,8 @@ def lessons_in_context(
         [np.broadcast_to(np.arange(width), before.shape), rows.positions_BT + width], axis=1
     )
     fields = tokens, segments, positions.astype(np.int32)
-    return Lesson(rows, _scored(score, params, memory, fields, batch_size)[:, width:])
+    hidden_BTD = _scored(score, params, memory, fields, batch_size)[:, width:]
+    return Lesson(rows, hidden_BTD, np.ones(n, np.float32))
 
 
 def _scored(

@@ -44,10 +44,10 @@ def dream(
             quota = max(round(config.old_dreams * self_.weight / weights), 1)
             old.append((self_, ask(self_, past[i - 1] if i else None, quota, i)))
             bar.advance()
+        new = []
         if config.day_at_hand:
             new = day_at_hand(*sleeper, awake, experience.train, config.recall, longest=longest)
-        else:
-            new = ask(awake, past[-1], config.new_dreams, len(past))
+        new += ask(awake, past[-1], config.new_dreams, len(past))
         bar.advance()
     world.account.dreamt += sum(
         len(world.tok.encode(d.text)) for _, ds in [*old, (awake, new)] for d in ds if d.source == "dreamt"
@@ -130,7 +130,9 @@ def run(
         before = agreement(world, params, resting, old.held_out)
         after = agreement(world, seeding.params, slept, old.held_out)
         new_after = agreement(world, seeding.params, slept, new.held_out)
-        write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, dreams))
+        held_out = [d for _, ds in [*old.held_out, *new.held_out] for d in ds]
+        semantic = semantic_reward(world, params)
+        write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, held_out, semantic))
     judged = {"old_before": before, "old_after": after, "new_after": new_after}
     world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
     if reason := verdict(seeding.finite, before, after, config.margin):
@@ -218,9 +220,8 @@ def make_room(
     past = _earlier(world, slots, (L, E))
     nobody = dataclasses.replace(past[-1], weight=0)
     none = Experience("", (), (), ())
-    dreams, _ = dream(
-        world, params, memory, past, nobody, none, cycle, dataclasses.replace(config, day_at_hand=True)
-    )
+    of_the_past = dataclasses.replace(config, day_at_hand=False, new_dreams=0)
+    dreams, _ = dream(world, params, memory, past, nobody, none, cycle, of_the_past)
     merging = {n for s in moved for n in s.experiences}
     old = Taught.split([d for d in dreams if not merging & set(d[0].knows)], config.held_out, cycle)
     new = Taught.split([d for d in dreams if merging & set(d[0].knows)], config.held_out, cycle)
@@ -249,16 +250,18 @@ def make_room(
     return after, [*(s for s in slots if s not in moved), merged], ""
 
 
-def rewarded(world: World, params: Tree, memory: Memory, dreams: Sequence[Dream]) -> dict[int, float]:
-    """By number of the dream, the imitation reward of the sleeper for each that was kept and has a prompt."""
+def rewarded(
+    world: World, params: Tree, memory: Memory, dreams: Sequence[Dream], semantic: imitate.SemanticReward
+) -> dict[Dream, float]:
+    """The imitation reward of the sleeper for each dream that has a prompt."""
     c = world.config
-    pairs = [i for i, d in enumerate(dreams) if d.kept and d.example.prompt]
+    pairs = [d for d in dreams if d.example.prompt]
     found = imitate.retold(
         world.model,
         params,
         memory,
-        [encoding.encode_answering(world.tok, dreams[i].example) for i in pairs],
-        semantic_reward(world, params),
+        [encoding.encode_answering(world.tok, d.example) for d in pairs],
+        semantic,
         c.sleep.imitate,
         max_new=c.answer_tokens,
         batch_size=c.eval_batch,
@@ -267,9 +270,11 @@ def rewarded(world: World, params: Tree, memory: Memory, dreams: Sequence[Dream]
 
 
 def write_dreams(
-    world: World, cycle: int, dreams: Sequence[Dream], rewards: Mapping[int, float] = MappingProxyType({})
+    world: World, cycle: int, dreams: Sequence[Dream], rewards: Mapping[Dream, float] = MappingProxyType({})
 ) -> None:
-    """dreams/night-NN.jsonl: what was dreamt, by whom, kept or why not, and how the sleeper retells it."""
+    """dreams/night-NN.jsonl: what was dreamt, by whom, kept or why not; of those held out, how the sleeper
+    retells them.
+    """
     metrics.write_dreams(
         world.workdir,
         cycle,
@@ -280,10 +285,10 @@ def write_dreams(
                 prompt=d.example.prompt if d.example else "",
                 answer=d.example.answer if d.example else d.text,
                 credited=d.credited,
-                reward=rewards.get(i),
+                reward=rewards.get(d),
                 kept=d.kept,
                 reason=d.reason,
             )
-            for i, d in enumerate(dreams)
+            for d in dreams
         ),
     )

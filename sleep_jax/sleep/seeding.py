@@ -1,7 +1,7 @@
 """Knowledge Seeding over a night's dreams: who teaches how much, what is held out, and the training."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,9 @@ def seed(
     else:
         start = jax.tree.map(jnp.zeros_like, memory.fast)
         join = consolidate.into_backbone
-    objective = consolidate.objective(model, variant.objective(config.seed), join)
+    objective = consolidate.objective(
+        model, variant.objective(config.seed), join, place if variant.expand else None
+    )
     frozen = (params, student)
 
     # What earlier selves recall is dreamt by them. The fresh slot recalls its own day, so that this is what
@@ -119,10 +121,14 @@ def seed(
     past, today = _encoded(world, old.train), _encoded(world, new.train)
     past_recalled = [] if variant.expand else _encoded(world, old.train, consolidate.encode_recalling)
     today_recalled = _encoded(world, new.train, consolidate.encode_recalling)
-    held_out = _lesson(world, params, memory, _encoded(world, [*old.held_out, *new.held_out]))
-    groups = [(today, today_recalled, config.new_share)]
+    held_out = _joined(
+        _lesson(world, params, memory, _encoded(world, part.held_out), own)
+        for part, own in ((old, False), (new, True))
+        if any(dreams for _, dreams in part.held_out)
+    )
+    groups = [(today, today_recalled, config.new_share, True)]
     if variant.rehearse:
-        groups.append((past, past_recalled, 1 - config.new_share))
+        groups.append((past, past_recalled, 1 - config.new_share, False))
     train, order = _lessons(world, params, memory, groups, context)
     batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None)
     practiser = imitate.Practiser(
@@ -170,31 +176,36 @@ def seed(
     return Seeding(student, params, report["steps"], report["held_out_kl"], finite)
 
 
-def _lesson(world: World, params: Tree, memory: Memory, encoded: Encoded) -> consolidate.Lesson:
+def _lesson(world: World, params: Tree, memory: Memory, encoded: Encoded, own: bool) -> consolidate.Lesson:
     c = world.config
     score, weight = consolidate.scorer(world.model), c.sleep.seed.prompt_weight
-    return consolidate.lessons(score, params, memory, encoded, c.row_length, c.eval_batch // 4, weight)
+    return consolidate.lessons(score, params, memory, encoded, c.row_length, c.eval_batch // 4, weight, own)
+
+
+def _joined(lessons: Iterable[consolidate.Lesson]) -> consolidate.Lesson:
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *lessons)
 
 
 def _lessons(
     world: World,
     params: Tree,
     memory: Memory,
-    groups: Sequence[tuple[Encoded, Encoded, float]],
+    groups: Sequence[tuple[Encoded, Encoded, float, bool]],
     context: Sequence[int],
 ) -> tuple[consolidate.Lesson, np.ndarray]:
     """The rows of all teachers, and the numbers of those that make an epoch in due shares.
 
     Args:
-      groups: dreams as they are asked, the same as they are recalled, and the share of both together.
+      groups: dreams as they are asked, the same as they are recalled, the share of both together, and
+        whether the fresh slot is for them.
       context: in which the first teacher of the first group teaches once more.
     """
     c = world.config
     parts, shares = [], []
-    for asked, recalled, whole in groups:
+    for asked, recalled, whole, own in groups:
         recalling = c.sleep.recall_share if recalled else 0.0
         for taught, share in ((asked, whole * (1 - recalling)), (recalled, whole * recalling)):
-            parts += [_lesson(world, params, memory, [one]) for one in taught]
+            parts += [_lesson(world, params, memory, [one], own) for one in taught]
             shares += _shares(taught, share)
     if context:
         awake, encoded = groups[0][0][0]
@@ -209,9 +220,9 @@ def _lessons(
             c.eval_batch // 4,
             c.sleep.seed.prompt_weight,
         )
-        parts[0] = jax.tree.map(lambda *xs: np.concatenate(xs), parts[0], told)
+        parts[0] = _joined([parts[0], told])
     order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], shares)
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts), order
+    return _joined(parts), order
 
 
 def _encoded(world: World, taught: Sequence[tuple[Self, list[Dream]]], encode=consolidate.encode) -> Encoded:

@@ -45,7 +45,7 @@ def bigram(vocab):
     """The smallest language model: its gradients are exact, and nothing takes long to compile."""
 
     def apply(params, tokens_BT, *, memory=None, segments_BT=None, positions_BT=None):
-        return Output(params["table_VV"][tokens_BT], None, None)
+        return Output(params["table_VV"][tokens_BT], None, None, None)
 
     table_VV = 0.5 * np.random.default_rng(0).normal(size=(vocab, vocab)).astype(np.float32)
     return types.SimpleNamespace(apply=apply), {"table_VV": jnp.asarray(table_VV)}
@@ -330,7 +330,9 @@ def test_generative_replay_has_sleeps_dreams_and_sleeps_access_to_the_day(
     state = phases.State({"w_DD": np.zeros((2, 2), np.float32)}, awake)
     state = generative.train(here, "002-train", state, 2, material.days[1])
     assert [s.weight for s in seen["past"]] == [60 + 20], "all old dreams are its own"
-    assert seen["config"] is sleep and seen["awake"].awake
+    assert seen["config"].old_dreams == 90 and seen["config"].new_dreams == (0 if at_hand else 9)
+    assert not seen["config"].day_at_hand, "its inputs need no answers: they have their own"
+    assert seen["awake"].awake
     kept = [
         d
         for d in old_and_new(None, None, None, seen["past"], seen["awake"], None, 2, None)[0][0][1]

@@ -29,7 +29,7 @@ B, T, V, D = 3, 5, 7, 4
 def bigram():
     def apply(params, tokens_BT, *, memory=None, segments_BT=None, positions_BT=None):
         hidden_BTD = params["embed"][tokens_BT]
-        return Output(hidden_BTD @ params["head"], hidden_BTD, None)
+        return Output(hidden_BTD @ params["head"], hidden_BTD, None, None)
 
     return types.SimpleNamespace(apply=apply, unembed=lambda params, h_BTD: h_BTD @ params["head"])
 
@@ -45,7 +45,7 @@ def case():
     tokens_BT, more_BT = rng.integers(0, V, (2, B, T)).astype(np.int32)
     ones = np.ones_like(tokens_BT)
     weights_BT = rng.choice([0.0, 0.5, 1.0], (B, T)).astype(np.float32)
-    lesson = Lesson(Batch(tokens_BT, tokens_BT, weights_BT, ones, ones), normal(B, T, D))
+    lesson = Lesson(Batch(tokens_BT, tokens_BT, weights_BT, ones, ones), normal(B, T, D), np.ones(B))
     sampled_BT = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0]], np.float32)
     practice = Practice(more_BT, sampled_BT, normal(B, T, D), np.array([0.5, -1.5, 1.0], np.float32))
     params = {"embed": normal(V, D), "head": normal(D, V)}
@@ -154,10 +154,12 @@ def test_without_practice_the_teachers_dreams_are_all(case):
     assert fewer.keys() == {"kl", "gradient_norm"} < metrics.keys()
 
 
-@pytest.mark.parametrize("key", ["beta", "alpha", "on_policy"])
+@pytest.mark.parametrize("key", ["beta", "alpha", "on_policy", "forced"])
 def test_a_weight_outside_its_range_is_named(key):
     with pytest.raises(ValueError, match=rf"sleep.seed.{key}=1.5 is not in \[0, 1\]"):
         SeedConfig(**{key: 1.5})
+    with pytest.raises(ValueError, match="sleep.seed.routing=-1 must not be negative"):
+        SeedConfig(routing=-1)
 
 
 # On the real network.
@@ -196,8 +198,8 @@ def encoded(tok):
 
 @pytest.fixture(scope="module")
 def teach(bed):
-    def lesson(teachers):
-        return consolidate.lessons(bed.score, bed.params, bed.memory, teachers, ROW, BATCH, 0.5)
+    def lesson(teachers, own=True):
+        return consolidate.lessons(bed.score, bed.params, bed.memory, teachers, ROW, BATCH, 0.5, own)
 
     return lesson
 
@@ -234,7 +236,7 @@ def test_each_teacher_reads_its_own_rows_in_batches_of_one_shape(bed, encoded):
         return repeat_all(params, memory, *fields)
 
     teachers = [(bed.past[0], encoded[:3]), (bed.past[1], []), (bed.awake, encoded[:2])]
-    lesson = consolidate.lessons(score, bed.params, bed.memory, teachers, 12, 2, 1.0)
+    lesson = consolidate.lessons(score, bed.params, bed.memory, teachers, 12, 2, 1.0, True)
     rows, seen = lesson.rows, lesson.hidden_BTD
     for k, field_BT in enumerate((rows.tokens_BT, rows.segments_BT, rows.positions_BT)):
         np.testing.assert_array_equal(seen[..., k], field_BT)
@@ -288,6 +290,47 @@ def test_the_kept_hidden_states_are_the_teachers_logits(bed, encoded, teach, pup
         for self_, memory in minds:
             apart = pupil.kl(fresh, (bed.params, memory), lesson)
             assert (float(apart.total / apart.count) < 1e-5) == (self_ is teacher), (teacher.name, self_.name)
+
+
+def test_the_router_is_taught_to_open_on_its_own_rows_alone(bed, encoded, teach, pupil):
+    own, others = (fill(teach([(bed.awake, encoded)], own)) for own in (True, False))
+    objective = consolidate.objective(bed.model, SeedConfig(routing=2.0), consolidate.into_slot(0, 2), (0, 2))
+    totals = jax.jit(lambda slot, lesson: objective.totals(slot, pupil.frozen, {"lesson": lesson}, None))
+    student = memory_lib.write_slot(pupil.masked, pupil.slot, 0, 2)
+    rows = own.rows
+    where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
+    out = jax.jit(lambda m: bed.model.apply(bed.params, rows.tokens_BT, memory=m, **where))(student)
+    chance_NBT = 1 / (1 + np.exp(-np.asarray(out.router_NBTLE[..., 0, 2], np.float64)))
+    read_BT = rows.segments_BT > 0
+    for lesson, told in ((own, chance_NBT), (others, 1 - chance_NBT)):
+        terms, metrics = totals(pupil.slot, lesson)
+        counts = objective.counts({"lesson": lesson})
+        assert float(terms["routing"].count) == read_BT.sum() == counts["routing"]
+        wanted = -np.log(told).mean(0)[read_BT].sum()
+        np.testing.assert_allclose(terms["routing"].total, wanted, rtol=1e-4)
+        opened = metrics["open_on_own" if lesson is own else "open_on_others"]
+        np.testing.assert_allclose(opened.total, out.routes_BTLE[..., 0, 2][read_BT].sum(), rtol=1e-5)
+    assert objective.weights["routing"] == 2.0
+    assert "routing" not in pupil.objective.weights, "without a slot there is nothing to route to"
+
+
+def test_a_forced_step_opens_the_slot_everywhere_and_still_teaches_the_router(bed, encoded, teach, pupil):
+    lesson = fill(teach([(bed.past[0], encoded)], False))
+    config = SeedConfig(forced=1.0)
+    objective = consolidate.objective(bed.model, config, consolidate.into_slot(0, 2), (0, 2))
+    totals = jax.jit(lambda slot, key: objective.totals(slot, pupil.frozen, {"lesson": lesson}, key)[0])
+    free, forced = totals(pupil.slot, None), totals(pupil.slot, KEY)
+    wide_open = totals({**pupil.slot, "bias_N": pupil.slot["bias_N"] + 1e6}, None)
+    assert abs(float(forced["kl"].total - free["kl"].total)) > 1e-2, "the slot was open anyway"
+    np.testing.assert_allclose(forced["kl"].total, wide_open["kl"].total, rtol=1e-5)
+    lifted = memory_lib.lift_slot(memory_lib.write_slot(pupil.masked, pupil.slot, 0, 2), 0, 2, 20.0)
+    rows = lesson.rows
+    where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
+    out = jax.jit(lambda m: bed.model.apply(bed.params, rows.tokens_BT, memory=m, **where))(lifted)
+    score_NBT = np.asarray(out.router_NBTLE[..., 0, 2], np.float64) - 20
+    read_BT = rows.segments_BT > 0
+    wanted = np.log1p(np.exp(score_NBT)).mean(0)[read_BT].sum()
+    np.testing.assert_allclose(forced["routing"].total, wanted, rtol=1e-4)
 
 
 def test_packed_rows_are_the_sequences_one_by_one(bed, encoded, teach, pupil):
