@@ -76,7 +76,8 @@ class Links:
 
     Attributes:
       awake: accuracy of the awake self on the day's probes.
-      recalled: share of the day's answers that came up in its dreams.
+      recalled: share of the day's answers that came up in its dreams, or as answers to its inputs where these
+        were at hand.
       student: accuracy of the student on the day's probes with the new slot forced on.
       after: the same after the night, when the router decides.
       old_before: accuracy on everything earlier, on the morning before; `old_after` the same on the morning
@@ -97,7 +98,10 @@ class Links:
 
 @dataclasses.dataclass(frozen=True)
 class Dream:
-    """A dream, by whom, and what became of it; `reason` is empty when it was kept."""
+    """A dream, by whom, and what became of it; `reason` is empty when it was kept.
+
+    `reward` is the imitation reward of the sleeper, of dreams that were held out and have a prompt.
+    """
 
     night: int
     teacher: str

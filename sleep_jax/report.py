@@ -247,13 +247,14 @@ def _dreams(runs: Sequence[Run], labels: Labels) -> Html:
             rewards = [r for r in (number(dream.get("reward")) for dream in dreams) if r is not None]
             average = f"{np.mean(rewards):.3f}".replace("-", "−") if rewards else "–"
             rows.append([night(name), *(f"{c or 0:,}" for c in fates), average])
-            rewarded = [dream for dream in kept if number(dream.get("reward")) is not None]
-            some = sample(rewarded or kept, DREAMS_SHOWN) + sample(dropped, DREAMS_SHOWN)
+            # Of pairs, those that were held out: they carry a reward.
+            told = [d for d in kept if number(d.get("reward")) is not None or not d.get("prompt")]
+            some = sample(told or kept, DREAMS_SHOWN) + sample(dropped, DREAMS_SHOWN)
             heads = "teacher", "prompt", "answer", "credited to", "reward", "kept?"
             parts.append(el("h4", f"{night(name)}: {len(some)} of {len(dreams):,}"))
             parts.append(table("twwtnt", heads, map(cells, some), [not d.get("kept") for d in some]))
         heads = ["night", "dreams", *(f"by {k}" for k in kinds), "kept", *(f"dropped: {r}" for r in reasons)]
-        counts = table("t" + "n" * len(heads), [*heads, "mean reward"], rows)
+        counts = table("t" + "n" * len(heads), [*heads, "mean reward (held out)"], rows)
         remark = f"{counted(len(total), 'dream')} in {counted(len(nights), 'night')}"
         entries.append((labels[run.name], remark, join([counts, *parts])))
     if not entries:

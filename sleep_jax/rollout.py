@@ -13,7 +13,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.types import Array, Memory, Model, Rollout, Tree
 
-WIDTH = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
+WIDTH = 32  # longer prompts are padded to a multiple of this, so that few shapes are compiled
 
 
 @functools.lru_cache(maxsize=64)
@@ -57,7 +57,9 @@ def generate(
     if not n:
         raise ValueError("generate was given no prompt")
     longest = tokens.shape[1]
-    width = min(-(-longest // WIDTH) * WIDTH, max(model.config.max_len - options["max_new"], longest))
+    room = max(model.config.max_len - options["max_new"], longest)
+    # A dream opens with one token: reading WIDTH of them would cost as much as dreaming.
+    width = 1 if longest == 1 else min(-(-longest // WIDTH) * WIDTH, room)
     tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
     keys = rng.per_row(key, n)
     run = _compiled(model, tuple(sorted(options.items())))

@@ -63,6 +63,10 @@ class SleepConfig:
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
 
+    def without_the_day(self) -> "SleepConfig":
+        """For dreams of the past alone."""
+        return dataclasses.replace(self, day_at_hand=False, day_in_context=0, new_dreams=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class BaselineConfig:

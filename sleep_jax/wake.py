@@ -134,7 +134,7 @@ def make(model: Model, config: WakeConfig, chunks: int):
         norm_L = norms(mean)
         shrink = spread(jnp.minimum(1.0, config.clip / jnp.maximum(norm_L, 1e-12)))
         change = {k: mean[k] * shrink[k] for k in owner}
-        evening = clock / (periods[0] * chunks)  # 1 at the day's last chunk
+        evening = jnp.minimum(clock / (periods[0] * chunks), 1.0)  # 1 at the day's last chunk
         due, rate = spread(due_L), spread(lr_L * (1 - (1 - config.final) * evening))
         moments = state.moments
         if config.rule == "adam":

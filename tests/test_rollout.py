@@ -57,6 +57,15 @@ def test_the_memorys_own_mask_holds_where_none_is_given(self_, prompts):
     np.testing.assert_array_equal(told.tokens_BT, silent.tokens_BT)
 
 
+def test_openings_of_one_token_are_continued_as_if_they_were_padded(self_):
+    openings = np.array([[5], [7], [5], [9]], np.int32), np.ones(4, np.int32)
+    beside = np.pad(openings[0], ((0, 0), (0, 1))), openings[1]
+    short, padded = (rollout.generate(*self_, p, KEY, batch_size=4, **OPTIONS) for p in (openings, beside))
+    assert short.tokens_BT.shape == (4, 1 + OPTIONS["max_new"]) < padded.tokens_BT.shape
+    np.testing.assert_array_equal(short.tokens_BT, padded.tokens_BT[:, : short.tokens_BT.shape[1]])
+    np.testing.assert_array_equal(short.length_B, padded.length_B)
+
+
 def test_no_prompt_is_an_error(self_):
     with pytest.raises(ValueError, match="no prompt"):
         rollout.generate(*self_, rollout.padded([], 4), KEY, batch_size=2, **OPTIONS)

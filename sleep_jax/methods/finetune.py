@@ -25,7 +25,8 @@ def documents(world: World, examples: Sequence[Example]) -> list[Encoded]:
 def budget(world: World, cycle: int) -> int:
     """Gradient tokens of a cycle: what Sleep spends on waking, and on seeding full rows to the last step.
 
-    Rows are never quite full, which leaves room for the student's own samples.
+    Sleep's rows are never quite full, its nights may stop early, and the student's own samples and merges of
+    slots come on top: what each life did spend is in its summary.
     """
     c = world.config
     if c.baseline.gradient_tokens:

@@ -22,7 +22,7 @@ def wake(world: World, name: str, state: State, cycle: int, experience: Experien
 
 
 def train(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
-    """The same number of dreams, and the same access to the day, as a night of Sleep.
+    """The same number of old dreams, and the same access to the day, as a night of Sleep.
 
     The old ones are sampled from the model as it is before the day, all knowledge at once: there are no
     earlier selves to ask. They get the same filters, and the answers that the model gives them.
@@ -30,7 +30,7 @@ def train(world: World, name: str, state: State, cycle: int, experience: Experie
     config = world.config.sleep
     at_hand = config.day_at_hand
     if at_hand:  # then it is trained on as it is, and nothing of it is dreamt
-        config = dataclasses.replace(config, day_at_hand=False, new_dreams=0)
+        config = config.without_the_day()
     documents = len(world.stream.birth.train) + sum(len(d.train) for d in world.stream.days[: cycle - 1])
     past = selves.earlier([], state.memory.active_LE.shape, world.stream.birth.name, documents)
     awake = selves.awake(past, experience.name, len(experience.train))

@@ -21,7 +21,7 @@ from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self, seen_by
 from sleep_jax.types import Array, Batch, Memory, Model, Objective, Tree
 
-LIFT = 30.0  # of a router score: opens a slot for sure, and leaves float32 the score to five digits
+LIFT = 100.0  # of a router score: opens a slot, and leaves float32 the score to 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,11 @@ class SeedConfig:
         for key in ("beta", "alpha", "on_policy", "forced"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"sleep.seed.{key}={getattr(self, key)} is not in [0, 1]")
+        if self.forced == 1 and not self.routing:
+            raise ValueError(
+                "sleep.seed.forced=1 with sleep.seed.routing=0: a router that is never asked and has no loss "
+                "of its own learns nothing"
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -108,17 +113,18 @@ def objective(
     Two things are ours, the paper does not say how a router is trained; both need the slot's `place` (level
     and index). The last term, with rho = `config.routing`, is the binary cross-entropy of its router score,
     mean over layers and tokens: it should open on rows of its own and nowhere else. Distillation alone lets a
-    slot open wherever it does the dreams at hand no harm. And in a share `config.forced` of the steps, drawn
-    by the key, the slot is open on all of the lesson, so that it does little harm where its router errs; a
-    key of None never forces it.
+    slot open wherever it does the dreams at hand no harm. (Routers read what the slot's experts in the layers
+    below have written, so these learn from it too.) And in a share `config.forced` of the steps, drawn by the
+    key, the slot is open on all of the lesson, so that it does little harm where its router errs; a key of
+    None never forces it.
     """
     routed = place is not None and config.routing > 0
     forced = config.forced if place is not None else 0.0
     clip = config.kl_clip or None
 
-    def student(trainable, frozen, tokens_BT, lift=0.0, **where):
+    def student(trainable, frozen, tokens_BT, lift=None, **where):
         params, memory = join(trainable, *frozen)
-        if forced:
+        if lift is not None:
             memory = memory_lib.lift_slot(memory, *place, lift)
         return model.apply(params, tokens_BT, memory=memory, **where)
 
@@ -129,7 +135,7 @@ def objective(
         lesson: Lesson = batch["lesson"]
         rows = lesson.rows
         where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
-        lift = 0.0 if key is None else LIFT * jax.random.bernoulli(key, forced)
+        lift = LIFT * jax.random.bernoulli(key, forced) if forced and key is not None else None
         out = student(trainable, frozen, rows.tokens_BT, lift, **where)
         kl_BT = divergence.generalised_jsd(
             teacher_logits(frozen, lesson.hidden_BTD), out.logits_BTV, config.beta, clip
@@ -137,7 +143,8 @@ def objective(
         terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
         metrics = {}
         if routed:
-            score_NBT, read_BT = out.router_NBTLE[..., *place] - lift, rows.segments_BT > 0
+            score_NBT, read_BT = out.router_NBTLE[..., *place], rows.segments_BT > 0
+            score_NBT = score_NBT if lift is None else score_NBT - lift
             own_BT = jnp.broadcast_to(lesson.own_B[:, None], read_BT.shape)
             crossed_BT = (jax.nn.softplus(score_NBT) - own_BT * score_NBT).mean(0)
             terms["routing"] = masked_mean(crossed_BT, read_BT)

@@ -35,8 +35,8 @@ def dream(
     weights = sum(s.weight for s in past)
     longest = min(world.config.row_length, world.model.config.max_len - world.config.answer_tokens)
     sleeper = world.model, world.tok, params, memory
-    ask = lambda who, before, quota, n: recall(  # noqa: E731
-        *sleeper, who, before, quota, share, rng.fold(key, n), config.recall, longest=longest
+    ask = lambda who, before, quota, n, beside=(): recall(  # noqa: E731
+        *sleeper, who, before, quota, share, rng.fold(key, n), config.recall, longest=longest, beside=beside
     )
     old = []
     with terminal.progress(len(past) + 1, f"day {cycle} · dream") as bar:
@@ -47,7 +47,7 @@ def dream(
         new = []
         if config.day_at_hand:
             new = day_at_hand(*sleeper, awake, experience.train, config.recall, longest=longest)
-        new += ask(awake, past[-1], config.new_dreams, len(past))
+        new += ask(awake, past[-1], config.new_dreams, len(past), new)
         bar.advance()
     world.account.dreamt += sum(
         len(world.tok.encode(d.text)) for _, ds in [*old, (awake, new)] for d in ds if d.source == "dreamt"
@@ -131,7 +131,7 @@ def run(
         after = agreement(world, seeding.params, slept, old.held_out)
         new_after = agreement(world, seeding.params, slept, new.held_out)
         held_out = [d for _, ds in [*old.held_out, *new.held_out] for d in ds]
-        semantic = semantic_reward(world, params)
+        semantic = semantic_reward(world, params) if variant.semantic else None
         write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, held_out, semantic))
     judged = {"old_before": before, "old_after": after, "new_after": new_after}
     world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
@@ -220,7 +220,7 @@ def make_room(
     past = _earlier(world, slots, (L, E))
     nobody = dataclasses.replace(past[-1], weight=0)
     none = Experience("", (), (), ())
-    of_the_past = dataclasses.replace(config, day_at_hand=False, new_dreams=0)
+    of_the_past = config.without_the_day()
     dreams, _ = dream(world, params, memory, past, nobody, none, cycle, of_the_past)
     merging = {n for s in moved for n in s.experiences}
     old = Taught.split([d for d in dreams if not merging & set(d[0].knows)], config.held_out, cycle)
@@ -251,7 +251,11 @@ def make_room(
 
 
 def rewarded(
-    world: World, params: Tree, memory: Memory, dreams: Sequence[Dream], semantic: imitate.SemanticReward
+    world: World,
+    params: Tree,
+    memory: Memory,
+    dreams: Sequence[Dream],
+    semantic: imitate.SemanticReward | None,
 ) -> dict[Dream, float]:
     """The imitation reward of the sleeper for each dream that has a prompt."""
     c = world.config

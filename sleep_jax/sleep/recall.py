@@ -64,6 +64,7 @@ def recall(
     config: RecallConfig,
     *,
     longest: int | None = None,
+    beside: Sequence[Dream] = (),
 ) -> list[Dream]:
     """Dreams of one self until `quota` are kept, or the rounds are used up.
 
@@ -77,13 +78,14 @@ def recall(
         free text.
       longest: tokens that a dream may have, to be taught and to be asked again; None is what the model can
         hold beside an answer.
+      beside: what there is already; a copy of it is a *duplicate*.
 
     Returns:
       All dreams, kept or not, in the order they were dreamt.
     """
     longest = longest or model.config.max_len - config.answer_max_new
     dreams: list[Dream] = []
-    seen: set[Example] = set()
+    seen = {d.example for d in beside}
     told: set[str] = set()
     kept = 0
     for round_ in range(config.rounds):

@@ -1,7 +1,7 @@
 """Knowledge Seeding over a night's dreams: who teaches how much, what is held out, and the training."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -121,11 +121,8 @@ def seed(
     past, today = _encoded(world, old.train), _encoded(world, new.train)
     past_recalled = [] if variant.expand else _encoded(world, old.train, consolidate.encode_recalling)
     today_recalled = _encoded(world, new.train, consolidate.encode_recalling)
-    held_out = _joined(
-        _lesson(world, params, memory, _encoded(world, part.held_out), own)
-        for part, own in ((old, False), (new, True))
-        if any(dreams for _, dreams in part.held_out)
-    )
+    # Nights stop early by the divergence from the teachers alone: whose rows they are is not looked at.
+    held_out = _lesson(world, params, memory, _encoded(world, [*old.held_out, *new.held_out]), False)
     groups = [(today, today_recalled, config.new_share, True)]
     if variant.rehearse:
         groups.append((past, past_recalled, 1 - config.new_share, False))
@@ -182,10 +179,6 @@ def _lesson(world: World, params: Tree, memory: Memory, encoded: Encoded, own: b
     return consolidate.lessons(score, params, memory, encoded, c.row_length, c.eval_batch // 4, weight, own)
 
 
-def _joined(lessons: Iterable[consolidate.Lesson]) -> consolidate.Lesson:
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *lessons)
-
-
 def _lessons(
     world: World,
     params: Tree,
@@ -220,9 +213,9 @@ def _lessons(
             c.eval_batch // 4,
             c.sleep.seed.prompt_weight,
         )
-        parts[0] = _joined([parts[0], told])
+        parts[0] = jax.tree.map(lambda *xs: np.concatenate(xs), parts[0], told)
     order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], shares)
-    return _joined(parts), order
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts), order
 
 
 def _encoded(world: World, taught: Sequence[tuple[Self, list[Dream]]], encode=consolidate.encode) -> Encoded:

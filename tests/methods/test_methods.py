@@ -315,7 +315,8 @@ def test_what_each_method_may_look_at(world, material, spent, monkeypatch):
 def test_generative_replay_has_sleeps_dreams_and_sleeps_access_to_the_day(
     world, material, spent, monkeypatch, at_hand
 ):
-    sleep = settings.SleepConfig(steps=20, batch_rows=8, day_at_hand=at_hand, old_dreams=90, new_dreams=9)
+    numbers = {"steps": 20, "batch_rows": 8, "old_dreams": 90, "new_dreams": 9, "day_in_context": 2 * at_hand}
+    sleep = settings.SleepConfig(day_at_hand=at_hand, **numbers)
     here, seen = world(sleep=sleep), {}
     packed = seen_rows(here, monkeypatch)
 

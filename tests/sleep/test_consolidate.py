@@ -160,6 +160,8 @@ def test_a_weight_outside_its_range_is_named(key):
         SeedConfig(**{key: 1.5})
     with pytest.raises(ValueError, match="sleep.seed.routing=-1 must not be negative"):
         SeedConfig(routing=-1)
+    with pytest.raises(ValueError, match="sleep.seed.forced=1 with sleep.seed.routing=0"):
+        SeedConfig(forced=1, routing=0)
 
 
 # On the real network.

@@ -19,7 +19,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.methods import sleep
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops import divergence
-from sleep_jax.sleep import night, selves
+from sleep_jax.sleep import consolidate, night, seeding, selves
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.seeding import Seeding, Variant
 from sleep_jax.sleep.selves import Slot
@@ -77,6 +77,14 @@ def test_a_night_that_is_not_finite_is_rolled_back_and_its_day_goes_into_the_nex
     prompts = {line["prompt"] for line in metrics.read_jsonl(tmp_path / "dreams/night-02.jsonl")[0]}
     days = stream.load(config.stream).days
     assert all({e.prompt for e in day.train} <= prompts for day in days)
+    lines = [
+        x for x in metrics.read_jsonl(tmp_path / "dreams/night-02.jsonl")[0] if x["kept"] and x["prompt"]
+    ]
+    rewarded = [x for x in lines if x["reward"] is not None]
+    assert 0 < len(rewarded) < len(lines) / 2, "those held out"
+    assert all(0 <= x["reward"] <= 1 for x in rewarded)
+    steps = metrics.read_jsonl(tmp_path / "metrics.jsonl")[0]
+    assert any("open_on_own" in x and "open_on_others" in x for x in steps)
 
     # Moments are those of one slot: no array has the axes of levels or slots, or of the backbone.
     slots = memory_lib.fresh_slot(config.model, config.memory, jax.random.key(0))
@@ -102,6 +110,35 @@ def test_a_night_without_dreams_of_the_day_is_rolled_back(born, begun, tmp_path,
     outcome = night.run(*args)
     assert outcome.night.reason == "only 1 dreams to learn from were kept, too few to hold one out"
     assert outcome.memory is state.memory and len(outcome.new_dreams) == 1
+
+
+@pytest.mark.parametrize("expand", [True, False])
+def test_the_router_is_told_whose_rows_are_its_own(born, begun, tmp_path, monkeypatch, quickly, expand):
+    begun(tmp_path, "000-birth", "001-wake")
+    world, state = waking(tmp_path, born)
+    lessons, places = [], []
+
+    def lesson(*args):
+        teachers, own = args[3], args[-1]
+        lessons.append(({who.name for who, _ in teachers}, own))
+        return consolidate_lessons(*args)
+
+    def objective(model, config, join, place):
+        places.append(place)
+        return consolidate_objective(model, config, join, place)
+
+    def no_time(*args, **kwargs):
+        raise FloatingPointError
+
+    consolidate_lessons, consolidate_objective = consolidate.lessons, consolidate.objective
+    monkeypatch.setattr(consolidate, "lessons", lesson)
+    monkeypatch.setattr(consolidate, "objective", objective)
+    monkeypatch.setattr(seeding, "fit", no_time)
+    days, variant = world.stream.days[:1], Variant(expand=expand)
+    night.run(world, "001-sleep", 1, state.params, state.memory, [], days, variant)
+    assert places == [(0, 0) if expand else None]
+    assert [own for who, own in lessons if who == {"awake"}] == [True, True], "asked and recalled"
+    assert {own for who, own in lessons if "birth" in who} == {False}
 
 
 @pytest.mark.parametrize(

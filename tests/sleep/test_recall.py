@@ -214,13 +214,14 @@ def endless(monkeypatch, tok):
     count = iter(range(10**6))
 
     def generate(model, params, memory, prompts, key, *, batch_size, max_new, temperature):
-        self_ = int(memory.active_LE.nonzero()[1].max(initial=-1)) + 1
+        self_ = 99 if memory.fast is not None else int(memory.active_LE.nonzero()[1].max(initial=-1)) + 1
         texts = [recalling(tok, f"{self_} {next(count)}", str(i % 5)) for i in range(len(prompts[0]))]
         tokens_BT, lengths_B = recall.rollout.padded(texts)
         return Rollout(tokens_BT, None, None, lengths_B, None)
 
     def answer(model, tok, params, memory, questions, *, max_new, batch_size):
         open_slots = {0} | {int(i) + 1 for i in memory.active_LE.nonzero()[1]}
+        open_slots |= {99} if memory.fast is not None else set()
         return [q.answer if int(q.prompt.split()[0]) in open_slots else "?" for q in questions]
 
     monkeypatch.setattr(recall.rollout, "generate", generate)
@@ -243,6 +244,7 @@ def test_old_dreams_are_credited_in_proportion_to_what_each_self_learnt(model, t
         assert kept == {k: round(300 * learnt[k] / total) for k in kept}
         assert all(d.teacher == self_.name for self_, ds in old for d in ds), "who dreamt it teaches it"
         assert {d.teacher for d in new} == {"awake"} and {d.credited for d in new} == {"today"}
+        assert sum(d.kept for d in new) == 20
         shares[nights] = {k: kept[k] / kept["birth"] for k in kept}
     for earlier, later in zip(range(5), range(1, 6), strict=True):
         for name, share in shares[earlier].items():
@@ -252,7 +254,8 @@ def test_old_dreams_are_credited_in_proportion_to_what_each_self_learnt(model, t
 def test_each_self_dreams_beside_the_one_before_it(model, tok, memory, monkeypatch):
     asked = []
 
-    def recall_(model, tok, params, memory, self_, before, quota, *args, longest):
+    def recall_(model, tok, params, memory, self_, before, quota, *args, longest, beside):
+        assert not beside
         asked.append((self_.name, before and before.name, quota, longest))
         return []
 
@@ -272,6 +275,26 @@ def test_each_self_dreams_beside_the_one_before_it(model, tok, memory, monkeypat
 
 
 # The day at hand.
+
+
+def test_the_awake_self_dreams_beside_the_days_inputs_and_not_of_them(model, tok, memory, on_stage):
+    says = functools.partial(recalling, tok)
+    mine = {"where?": "Bath", "what?": "a word", "who?": "it"}
+    on_stage(
+        [[says("the past?", "it")], [says("where?", "Bath"), says("who?", "it")]],
+        {(0, False): {"the past?": "it"}, (0, True): mine},
+    )
+    day = Experience("today", (Example("where?", "Bristol"), Example("what?", "a bird")), (), ())
+    world = world_of(model, tok, old_dreams=1, new_dreams=1, recall=dataclasses.replace(CONFIG, surplus=2.0))
+    past = past_of()
+    awake = selves.awake(past, "today", 2)
+    [(_, old)], new = night.dream(world, {}, memory, past, awake, day, 1, world.config.sleep)
+    fates = [(d.source, d.reason, d.example.prompt, d.example.answer) for d in new]
+    assert fates[:2] == [("day", "", "where?", "Bath"), ("day", "", "what?", "a word")]
+    assert set(fates[2:4]) == {("dreamt", "duplicate", "where?", "Bath"), ("dreamt", "", "who?", "it")}
+    assert sum(d.kept for d in new) == 3
+    sampled = [d.text for d in [*old, *new] if d.source == "dreamt"]
+    assert world.account.dreamt == sum(len(tok.encode(text)) for text in sampled) > 0
 
 
 DAY = (Example("where is it?", "in Bath"), Example("what is it?", "a word"), Example("where is it?", "it"))
