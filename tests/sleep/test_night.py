@@ -74,14 +74,12 @@ def test_a_night_that_is_not_finite_is_rolled_back_and_its_day_goes_into_the_nex
 
     [slot] = json.loads((tmp_path / "slots.json").read_text())
     assert slot["merged_from"] == [1, 2] and slot["documents"] == 2 * 14
-    prompts = {line["prompt"] for line in metrics.read_jsonl(tmp_path / "dreams/night-02.jsonl")[0]}
+    dreams = metrics.read_jsonl(tmp_path / "dreams/night-02.jsonl")[0]
     days = stream.load(config.stream).days
-    assert all({e.prompt for e in day.train} <= prompts for day in days)
-    lines = [
-        x for x in metrics.read_jsonl(tmp_path / "dreams/night-02.jsonl")[0] if x["kept"] and x["prompt"]
-    ]
-    rewarded = [x for x in lines if x["reward"] is not None]
-    assert 0 < len(rewarded) < len(lines) / 2, "those held out"
+    assert all({e.prompt for e in day.train} <= {x["prompt"] for x in dreams} for day in days)
+    pairs = [x for x in dreams if x["kept"] and x["prompt"]]
+    rewarded = [x for x in pairs if x["reward"] is not None]
+    assert 0 < len(rewarded) < len(pairs) / 2, "those held out"
     assert all(0 <= x["reward"] <= 1 for x in rewarded)
     steps = metrics.read_jsonl(tmp_path / "metrics.jsonl")[0]
     assert any("open_on_own" in x and "open_on_others" in x for x in steps)
