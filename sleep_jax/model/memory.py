@@ -98,6 +98,19 @@ def with_active(memory: Memory, active: Array | np.ndarray) -> Memory:
     return dataclasses.replace(memory, active_LE=jnp.asarray(active))
 
 
+def first_slots(memory: Memory, count: int) -> Memory:
+    """The same memory with the first `count` slots of every level alone.
+
+    The same function where all others are locked, at the cost of those that are left: a locked slot is
+    computed and multiplied by 0.
+    """
+    bank = {
+        k: jax.lax.slice_in_dim(x, 0, count, axis=k.rpartition("_")[2].index("E"))
+        for k, x in memory.bank.items()
+    }
+    return dataclasses.replace(memory, bank=bank, active_LE=memory.active_LE[..., :count])
+
+
 def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
     """The parameters of one slot at unlock: A ~ N(0, 1/D), B = 0, router column and bias 0.
 

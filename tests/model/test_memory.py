@@ -215,6 +215,18 @@ def test_only_the_new_slot_has_a_gradient_and_locked_slots_outlive_adam_and_deca
         assert same == (at != (1, 2))
 
 
+def test_locked_slots_behind_the_others_may_be_left_out(model, run, grown):
+    params, memory = grown(model)
+    x = np.random.default_rng(3).integers(3, 40, (2, 5)).astype(np.int32)
+    open_LE = np.array([[True, False, False], [False, True, False]])
+    whole = memory_lib.with_active(memory, open_LE)
+    few = memory_lib.first_slots(whole, 2)
+    assert few.active_LE.shape == (2, 2) and few.bank["w_NLDE"].shape[-1] == 2
+    np.testing.assert_allclose(run(params, few, x).logits_BTV, run(params, whole, x).logits_BTV, atol=1e-5)
+    fewer = run(params, memory_lib.first_slots(whole, 1), x).logits_BTV
+    assert np.abs(fewer - run(params, whole, x).logits_BTV).max() > 0.05, "that slot was open"
+
+
 def test_a_batch_of_masks_is_each_sequence_alone(model, run, grown):
     params, memory = grown(model)
     x, masks = tokens(B, T), [open_slots((0, 0), (1, 1)), open_slots((0, 2))]
