@@ -7,6 +7,7 @@ Claim: Sleep takes on a domain a night and keeps the earlier ones; sequential fi
 Cost: 2 M parameters; meant for a birth of 12 minutes at most and a Sleep life of 25 on 2 CPU cores.
 Command: python -m launch.main --config=configs/clinc150.py --workdir=runs/clinc150
 Dreams only: the same with --config.sleep.day_at_hand=False --config.birth.checkpoint=runs/clinc150/birth
+With practice (on-policy part and imitation): --config.sleep.seed.alpha=0.95 --config.sleep.seed.on_policy=0.1
 Choosing settings: --config.stream.probes=valid, never the test split.
 Number: none yet over all five nights; the README says what was measured.
 """
@@ -23,9 +24,10 @@ def get_config():
     c.model.max_len, c.row_length, c.memory.periods = 96, 80, (480,)
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (4e-3,), 0.02, 4
     c.birth.epochs = 12
-    c.sleep.steps, c.sleep.old_dreams = 700, 4000
+    c.memory.rank = 128
+    c.sleep.steps, c.sleep.old_dreams, c.sleep.new_dreams = 700, 4000, 3000
+    c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
     c.sleep.new_share, c.sleep.recall_share = 0.4, 0.25
     c.sleep.seed.prompt_weight = 0.05
-    c.sleep.imitate.samples, c.sleep.imitate.max_new, c.sleep.imitate.width = 2, 12, 32
     c.sleep.recall.temperature, c.sleep.recall.per_answer = 0.9, 2.0
     return c

@@ -110,9 +110,8 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
     )
     _fits(world)
     params = world.partitioner.put(world.model.init(rng.stream(seed, "birth/init")))
-    memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
     if given:
-        return Newborn(world.tok, phases.load(world, BIRTH, State(params, memory)).params)
+        return Newborn(world.tok, phases.load(world, BIRTH, State(params, None)).params)
 
     def train(state: State) -> State:
         rows = finetune.pack(world, material.birth.train)
@@ -125,7 +124,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         return dataclasses.replace(state, params=trained.params)
 
     checkpoint.sweep(workdir)
-    state = phases.phase(world, BIRTH, State(params, memory), train)
+    state = phases.phase(world, BIRTH, State(params, None), train)
     world.writer.close()
     return Newborn(world.tok, state.params)
 

@@ -18,7 +18,7 @@ class State:
 
     Attributes:
       params: backbone; Sleep never changes it after birth.
-      memory: fast memory and slots.
+      memory: fast memory and slots; None at birth, so that lives of any memory may start from it.
       extra: arrays that a method keeps beside them.
       slots: provenance of every open slot.
       forgotten: what slots held that were since taken out.
@@ -28,7 +28,7 @@ class State:
     """
 
     params: Tree
-    memory: Memory
+    memory: Memory | None
     extra: Tree = dataclasses.field(default_factory=dict)
     slots: list[Slot] = dataclasses.field(default_factory=list)
     forgotten: list[Slot] = dataclasses.field(default_factory=list)

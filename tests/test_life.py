@@ -15,7 +15,8 @@ import pytest
 from equality import bit_equal
 
 from configs import clinc150
-from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings
+from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, trees
+from sleep_jax.data import stream
 from sleep_jax.types import Mean, TrainState
 
 KILLS = [
@@ -226,6 +227,13 @@ def test_a_directory_of_another_life_is_not_touched(lived, born):
 def test_a_birth_of_another_architecture_is_refused_with_the_arrays(born, tmp_path):
     other = lives.config(birth={"checkpoint": str(born)}, model={"ff": 48})
     refused(other, tmp_path, checkpoint.CheckpointError, r"gate_NDF: float32\[1, 32, 64\]")
+
+
+def test_a_birth_serves_lives_with_any_memory(born, tmp_path):
+    config = lives.config(birth={"checkpoint": str(born)}, memory={"rank": 2, "slots": 5})
+    newborn = life.birth(config, 0, tmp_path / "birth", stream.load(config.stream))
+    saved = lives.arrays(born, "000-birth")
+    assert bit_equal(trees.named({"params": newborn.params}), saved) == []
 
 
 def test_a_folder_that_is_no_birth_is_refused(born, tmp_path):
