@@ -16,7 +16,7 @@ def get_config():
     c.vocab_size = 512
     c.model.layers, c.model.ff, c.model.unroll = 3, 384, 3
     c.birth.epochs = 16
-    c.wake.rule, c.wake.lr, c.wake.passes = "adam", (1e-3,), 6
+    c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (3e-3,), 0.02, 4
     c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
     c.sleep.steps, c.sleep.validate_every = 200, 50
     c.sleep.optim.lr = 7e-3

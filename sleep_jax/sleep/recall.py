@@ -38,6 +38,9 @@ class Dream:
         return not self.reason
 
 
+WORTHWHILE = 0.1  # of a round's dreams must be kept, or there is no other: what there was has been dreamt
+
+
 @dataclasses.dataclass(frozen=True)
 class RecallConfig:
     """How dreams are sampled and which are kept."""
@@ -66,7 +69,7 @@ def recall(
     longest: int | None = None,
     beside: Sequence[Dream] = (),
 ) -> list[Dream]:
-    """Dreams of one self until `quota` are kept, or the rounds are used up.
+    """Dreams of one self until `quota` are kept, the rounds are used up, or hardly anything new comes up.
 
     The self answers the prompt that it dreamt: that answer takes the place of the dreamt one. The dream is
     *inconsistent* when they differ and no other dream has been answered so as dreamt: then the answer is no
@@ -97,6 +100,7 @@ def recall(
             model, tok, params, memory, self_, before, [e for e, _ in sampled], told, longest, config
         )
         sampled = [(example, text) for example, (_, text) in zip(examples, sampled, strict=True)]
+        before_round = kept
         limit = _limit(sampled, dreams, reasons, quota, config)
         counts = Counter(d.example.answer for d in dreams if d.kept and d.example.prompt)
         for (example, text), reason in zip(sampled, reasons, strict=True):
@@ -109,6 +113,8 @@ def recall(
                 counts[example.answer] += 1
                 kept += 1
             dreams.append(Dream(example, self_.name, self_.knows[-1], "dreamt", reason, text))
+        if kept - before_round < WORTHWHILE * n:
+            break
     return dreams
 
 
