@@ -25,6 +25,8 @@ SIZES = {
     "memory.slots": 3,
     "memory.rank": 4,
     "sleep.batch_rows": 8,
+    "sleep.seed.alpha": 0.9,
+    "sleep.seed.on_policy": 0.25,
     "sleep.recall.batch_size": 8,
     "sleep.recall.max_new": 12,
     "sleep.recall.answer_max_new": 4,

@@ -170,8 +170,11 @@ def test_rounds_go_on_until_the_quota_is_met_or_they_are_used_up(model, tok, mem
     assert sum(d.kept for d in dreams) == 3 and len(stage.calls) == 3
     assert [len(set(map(str, part))) for part in zip(*[c[1:] for c in stage.calls], strict=True)] == [3, 3]
     assert [len(c[1]) for c in stage.calls] == [3, 2, 1], "only as many as are still wanted"
+    stage = on_stage(says, knows)
+    assert sum(d.kept for d in dream(model, tok, memory, past_of(), 9, config)) == len(stage.calls) == 5
     stage = on_stage(says, {(0, False): dict.fromkeys(prompts, " ")})
-    assert not any(d.kept for d in dream(model, tok, memory, past_of(), 3, config)) and len(stage.calls) == 5
+    assert not any(d.kept for d in dream(model, tok, memory, past_of(), 3, config))
+    assert len(stage.calls) == 1, "nothing came up, and nothing more would"
 
 
 def test_a_duplicate_of_an_earlier_round_is_a_duplicate(model, tok, memory, on_stage):
