@@ -63,11 +63,8 @@ def morning(model, config, frozen):
 
 def live(model, config, frozen, chunks):
     """Every state and every metric of a day, before the first chunk and after each."""
-    run, states, metrics = (
-        jax.jit(wake.make(model, config, len(chunks))),
-        [morning(model, config, frozen)],
-        [],
-    )
+    run = jax.jit(wake.make(model, config, len(chunks)))
+    states, metrics = [morning(model, config, frozen)], []
     for batch in chunks:
         state, seen = run(states[-1], frozen, batch, KEY)
         states.append(state)

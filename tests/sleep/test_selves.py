@@ -116,9 +116,8 @@ class Signposts:
     routes_VE[[6, 7, 8, 9], [0, 1, 2, 3]] = [0.9, 0.8, 0.4, 0.6]
 
     def apply(self, params, tokens_BT, *, memory):
-        return Output(
-            None, None, jnp.asarray(self.routes_VE)[tokens_BT].reshape(*tokens_BT.shape, 1, 4), None
-        )
+        routes_BTLE = jnp.asarray(self.routes_VE)[tokens_BT].reshape(*tokens_BT.shape, 1, 4)
+        return Output(None, None, routes_BTLE, None)
 
 
 def test_the_slot_chosen_most_where_an_answer_is_predicted_leads_it():
