@@ -13,7 +13,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.types import Array, Memory, Model, Rollout, Tree
 
-WIDTH = 32  # longer prompts are padded to a multiple of this, so that few shapes are compiled
+WIDTH = 16  # longer prompts are padded to a multiple of this, so that few shapes are compiled
 
 
 @functools.lru_cache(maxsize=64)
@@ -103,7 +103,7 @@ def answer(
 ) -> list[str]:
     """Greedy answers to the prompts of `questions`; an answer that did not end is what there was of it.
 
-    Prompts are handled in groups of similar length, so that short ones are not padded to the longest; answers
+    Prompts are handled in order of their length, so that short ones are not padded to the longest; answers
     come in the order of the questions.
 
     Args:
@@ -120,14 +120,13 @@ def answer(
         return []
     tokens, lengths = encoding.prompts(tok, questions)
     answers = [""] * len(questions)
-    buckets = -(-lengths // WIDTH)
-    for bucket in np.unique(buckets):
-        rows = np.flatnonzero(buckets == bucket)
+    order = np.argsort(lengths, kind="stable")
+    for rows in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
         rollout = generate(
             model,
             params,
             memory,
-            (tokens[rows, : bucket * WIDTH], lengths[rows]),
+            (tokens[rows, : lengths[rows].max()], lengths[rows]),
             jax.random.key(0),
             batch_size=batch_size,
             active=None if active is None else active[rows],
