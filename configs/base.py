@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     b.checkpoint = ""  # folder birth/ of an earlier run to start from; empty trains from scratch
     b.epochs = 10  # passes over the birth documents
     b.batch_rows = 16  # rows per step
+    b.blanks = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
     b.optim = _optim(lr=2e-3, weight_decay=0.1)
 
     c.wake = w = ConfigDict()

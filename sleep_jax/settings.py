@@ -24,7 +24,12 @@ class BirthConfig:
     checkpoint: str = ""  # a birth to start from instead: a folder written by `launch.main`
     epochs: int = 10  # passes over the birth documents, each in both directions
     batch_rows: int = 16  # rows per step
+    blanks: float = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
     optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.1)
+
+    def __post_init__(self):
+        if not 0 <= self.blanks < 1:
+            raise ValueError(f"birth.blanks={self.blanks} is not in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

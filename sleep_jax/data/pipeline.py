@@ -1,6 +1,6 @@
 """Batches of packed rows as a grain pipeline whose position can be saved and taken up again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import jax
@@ -16,6 +16,7 @@ def batches(
     *,
     epochs: int | None,
     shuffle: bool = True,
+    noise: Callable[[Tree, np.random.Generator], Tree] | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> grain.DatasetIterator:
@@ -35,6 +36,8 @@ def batches(
       seed: of the order, any integer from 0.
       epochs: how often each row comes; None = for ever.
       shuffle: False = the order of the rows.
+      noise: `noise(batch, draw)` changes the batch of all processes; it draws by `seed` and by the
+        number of batches before.
       process_index: which share to give; None = jax.process_index().
       process_count: of how many; None = jax.process_count().
 
@@ -59,17 +62,22 @@ def batches(
         raise ValueError(f"epochs={epochs} must be at least 1, or None for ever")
     local = batch_size // count
 
+    # grain adds the number of the epoch to the seed; hashed first, so that seed 1 is not seed 0 an epoch
+    # later.
+    shuffling, drawing = (int(x) for x in np.random.SeedSequence(seed).generate_state(2))
+
     def take(order_B: np.ndarray) -> Tree:
-        mine_B = order_B[index * local : (index + 1) * local]
-        missing = local - len(mine_B)
-        return jax.tree.map(lambda x: np.pad(x[mine_B], [(0, missing), *[(0, 0)] * (x.ndim - 1)]), rows)
+        missing = batch_size - len(order_B)
+        return jax.tree.map(lambda x: np.pad(x[order_B], [(0, missing), *[(0, 0)] * (x.ndim - 1)]), rows)
 
     order = grain.MapDataset.range(total)
     if shuffle:
-        # grain adds the number of the epoch to the seed; hashed first, so that seed 1 is not seed 0 an epoch
-        # later.
-        order = order.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        order = order.shuffle(seed=shuffling)
     plan = order.repeat(epochs).batch(batch_size).map(take)
+    if noise:
+        plan = plan.random_map(noise, seed=drawing)
+    if count > 1:
+        plan = plan.map(lambda batch: jax.tree.map(lambda x: x[index * local : (index + 1) * local], batch))
     # A batch is five look-ups in memory: a thread per element would cost more than it hides.
     return iter(plan.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -84,6 +85,44 @@ def test_processes_together_are_one(epochs):
         take(batches(rows(7), 6, 0, epochs=epochs, process_index=p, process_count=3), 4) for p in range(3)
     ]
     assert [sum(step, []) for step in zip(*parts, strict=True)] == whole
+
+
+def add(batch, draw):
+    """The tokens are those of one row still, and differ from batch to batch by the draw."""
+    return dataclasses.replace(
+        batch, tokens_BT=batch.tokens_BT + draw.integers(100, 10**9, batch.tokens_BT.shape)
+    )
+
+
+def noisy(**options):
+    return batches(rows(7), 6, 0, epochs=None, noise=add, **options)
+
+
+def test_noise_is_of_the_seed_and_of_its_batch():
+    plain, first, again = (
+        list(itertools.islice(it, 20)) for it in (batches(rows(7), 6, 0, epochs=None), noisy(), noisy())
+    )
+    for a, b, c in zip(plain, first, again, strict=True):
+        np.testing.assert_array_equal(b.tokens_BT, c.tokens_BT)
+        np.testing.assert_array_equal(a.targets_BT, b.targets_BT)
+    drawn = np.stack([b.tokens_BT - a.tokens_BT for a, b in zip(plain, first, strict=True)])
+    assert len(np.unique(drawn)) == drawn.size, "every epoch draws anew, and every token its own"
+    other = next(batches(rows(7), 6, 1, epochs=None, noise=add))
+    assert not np.intersect1d(other.tokens_BT - other.targets_BT, drawn).size
+
+
+def test_noise_goes_on_from_a_saved_position():
+    first = noisy()
+    list(itertools.islice(first, 3))
+    state, expected = json.loads(json.dumps(first.get_state())), next(first)
+    again = noisy()
+    again.set_state(state)
+    np.testing.assert_array_equal(next(again).tokens_BT, expected.tokens_BT)
+
+
+def test_processes_share_the_noise_of_one():
+    parts = [next(noisy(process_index=p, process_count=3)).tokens_BT for p in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts), next(noisy()).tokens_BT)
 
 
 def test_other_arrays_travel_with_their_rows():
