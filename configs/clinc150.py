@@ -23,7 +23,7 @@ def get_config():
     c.model.unroll = 4
     c.model.max_len, c.row_length, c.memory.periods = 96, 80, (480,)
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (4e-3,), 0.02, 4
-    c.birth.epochs = 12
+    c.birth.epochs, c.birth.blanks = 12, 0.15
     c.memory.rank = 128
     c.sleep.steps, c.sleep.old_dreams, c.sleep.new_dreams = 700, 4000, 3000
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
