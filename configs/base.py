@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     n.new_dreams = 1500  # dreams per night of the awake self, beside the day's inputs where they are at hand
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
+    n.blanks = 0.0  # share of the prompts' tokens that the student does not see; its teachers see all
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams
@@ -104,6 +105,7 @@ def get_config() -> ConfigDict:
 
     n.seed = k = ConfigDict()
     k.beta = 0.0  # generalised JSD: 0 forward KL, 1 reverse KL
+    k.temperature = 1.0  # that both distributions are softened by before they are compared
     k.kl_clip = 0.0  # nats, largest contribution of a vocabulary entry; 0 is none
     k.alpha = 0.95  # weight of distillation against imitation
     k.on_policy = 0.1  # lambda, weight of the student's own samples in distillation

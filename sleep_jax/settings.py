@@ -43,6 +43,7 @@ class SleepConfig:
     new_dreams: int = 1500  # dreams of the awake self, beside the day's inputs where they are at hand
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
+    blanks: float = 0.0  # share of the prompts' tokens that the student does not see; its teachers see all
     steps: int = 400  # most optimiser steps
     batch_rows: int = 16  # rows of dreams per step
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -63,6 +64,8 @@ class SleepConfig:
         for key in ("new_share", "recall_share"):
             if not 0 < getattr(self, key) < 1:
                 raise ValueError(f"sleep.{key}={getattr(self, key)} is not in (0, 1)")
+        if not 0 <= self.blanks < 1:
+            raise ValueError(f"sleep.blanks={self.blanks} is not in [0, 1)")
         if self.night_weight <= 0:
             raise ValueError(f"sleep.night_weight={self.night_weight} must be above 0")
         if not 0 < self.held_out < 0.5:

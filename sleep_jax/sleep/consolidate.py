@@ -33,6 +33,7 @@ class SeedConfig:
     """
 
     beta: float = 0.0  # generalised JSD: 0 forward KL, 1 reverse KL
+    temperature: float = 1.0  # that both distributions are softened by before they are compared
     kl_clip: float = 0.0  # largest contribution of a vocabulary entry, in nats; 0 is none
     alpha: float = 0.95  # weight of distillation; 1 - alpha goes to imitation
     on_policy: float = 0.1  # lambda, weight of the student's own samples in distillation
@@ -43,6 +44,8 @@ class SeedConfig:
     def __post_init__(self):
         if self.routing < 0:
             raise ValueError(f"sleep.seed.routing={self.routing} must not be negative")
+        if self.temperature <= 0:
+            raise ValueError(f"sleep.seed.temperature={self.temperature} must be above 0")
         for key in ("beta", "alpha", "on_policy", "forced"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"sleep.seed.{key}={getattr(self, key)} is not in [0, 1]")
@@ -106,7 +109,9 @@ def objective(
         loss = alpha ((1 - lambda) E_D F(teacher || student) + lambda E_{y~student} F(teacher || student))
                - (1 - alpha) E_{y~student} r(y) + rho E_D BCE(router, own)
 
-    F is the generalised JSD of GKD per token; the reward term is a policy gradient with the advantages of the
+    F is the generalised JSD of GKD per token, of logits divided by tau = `config.temperature` and times
+    tau^2, which leaves its gradient the size that it has without (Hinton et al. 2015, 1503.02531, section 2;
+    the paper has none, which is tau = 1). The reward term is a policy gradient with the advantages of the
     batch. There is no gradient through sampling. `frozen` is `(params, memory)`: the backbone and the memory
     that the slot joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the practice optional.
 
@@ -128,8 +133,10 @@ def objective(
             memory = memory_lib.lift_slot(memory, *place, lift)
         return model.apply(params, tokens_BT, memory=memory, **where)
 
-    def teacher_logits(frozen, hidden_BTD):
-        return model.unembed(frozen[0], hidden_BTD)
+    def softened(frozen, teacher_BTD, student_BTV):
+        teacher_BTV = model.unembed(frozen[0], teacher_BTD / config.temperature)
+        student_BTV = student_BTV / config.temperature
+        return config.temperature**2 * divergence.generalised_jsd(teacher_BTV, student_BTV, config.beta, clip)
 
     def totals(trainable, frozen, batch, key):
         lesson: Lesson = batch["lesson"]
@@ -137,9 +144,7 @@ def objective(
         where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
         lift = LIFT * jax.random.bernoulli(key, forced) if forced and key is not None else None
         out = student(trainable, frozen, rows.tokens_BT, lift, **where)
-        kl_BT = divergence.generalised_jsd(
-            teacher_logits(frozen, lesson.hidden_BTD), out.logits_BTV, config.beta, clip
-        )
+        kl_BT = softened(frozen, lesson.hidden_BTD, out.logits_BTV)
         terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
         metrics = {}
         if routed:
@@ -154,9 +159,7 @@ def objective(
         if "practice" in batch:
             practice: Practice = batch["practice"]
             out = student(trainable, frozen, practice.tokens_BT)
-            kl_BT = divergence.generalised_jsd(
-                teacher_logits(frozen, practice.hidden_BTD), out.logits_BTV, config.beta, clip
-            )
+            kl_BT = softened(frozen, practice.hidden_BTD, out.logits_BTV)
             terms["kl_on_policy"] = masked_mean(kl_BT, practice.sampled_BT)
             next_BT = jnp.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))
             logps_BT = token_logps(out.logits_BTV, next_BT)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import optim, rng, steps, trees
-from sleep_jax.data import encoding, pipeline
+from sleep_jax.data import encoding, noise, pipeline
 from sleep_jax.fit import Early, World, fit
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.sleep import consolidate, imitate
@@ -146,6 +146,10 @@ def seed(
 
     def stage(step: int, trainable: Tree, rows_B: np.ndarray):
         lesson = jax.tree.map(lambda x: x[rows_B], train)
+        if config.blanks:
+            draw = np.random.default_rng([world.seed, cycle, step])
+            rows = noise.blanked(lesson.rows, draw, world.tok, config.blanks)
+            lesson = dataclasses.replace(lesson, rows=rows)
         return practise(step, trainable, lesson) if practised else ({"lesson": lesson}, {})
 
     optimizer = optim.make(config.optim, config.steps)

@@ -66,6 +66,9 @@ def by_hand(case, config, delta):
         return (np.exp(p) * (p - q)).sum(-1)
 
     def divergence(p, q):
+        return config.temperature**2 * at_one(*(log_softmax(z / config.temperature) for z in (p, q)))
+
+    def at_one(p, q):
         if config.beta in (0, 1):
             return kl(p, q) if config.beta == 0 else kl(q, p)
         m = np.log(config.beta * np.exp(p) + (1 - config.beta) * np.exp(q))
@@ -105,11 +108,17 @@ def gradient_of(config, case, **batch):
 
 
 @pytest.mark.parametrize(
-    "beta, alpha, on_policy",
-    [(0.0, 0.9, 0.25), (0.5, 0.6, 0.5), (1.0, 0.3, 0.75), (0.0, 1.0, 0.0), (0.3, 1.0, 1.0), (0.0, 0.0, 0.5)],
+    "config",
+    [
+        SeedConfig(beta=0.0, alpha=0.9, on_policy=0.25),
+        SeedConfig(beta=0.5, alpha=0.6, on_policy=0.5, temperature=2.0),
+        SeedConfig(beta=1.0, alpha=0.3, on_policy=0.75),
+        SeedConfig(beta=0.0, alpha=1.0, on_policy=0.0, temperature=3.0),
+        SeedConfig(beta=0.3, alpha=1.0, on_policy=1.0),
+        SeedConfig(beta=0.0, alpha=0.0, on_policy=0.5),
+    ],
 )
-def test_the_step_descends_the_objective_written_out_by_hand(case, beta, alpha, on_policy):
-    config = SeedConfig(beta=beta, alpha=alpha, on_policy=on_policy)
+def test_the_step_descends_the_objective_written_out_by_hand(case, config):
     gradient_DV, value, _ = gradient_of(config, case)
     wanted_DV = np.zeros((D, V))
     for at in np.ndindex(D, V):
@@ -160,6 +169,8 @@ def test_a_weight_outside_its_range_is_named(key):
         SeedConfig(**{key: 1.5})
     with pytest.raises(ValueError, match="sleep.seed.routing=-1 must not be negative"):
         SeedConfig(routing=-1)
+    with pytest.raises(ValueError, match="sleep.seed.temperature=0 must be above 0"):
+        SeedConfig(temperature=0)
     with pytest.raises(ValueError, match="sleep.seed.forced=1 with sleep.seed.routing=0"):
         SeedConfig(forced=1, routing=0)
 

@@ -13,7 +13,7 @@ import pytest
 from equality import bit_equal
 
 from sleep_jax import checkpoint, life, metrics, phases, trees
-from sleep_jax.data import stream
+from sleep_jax.data import noise, stream
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.methods import sleep
@@ -137,6 +137,31 @@ def test_the_router_is_told_whose_rows_are_its_own(born, begun, tmp_path, monkey
     assert places == [(0, 0) if expand else None]
     assert [own for who, own in lessons if who == {"awake"}] == [True, True], "asked and recalled"
     assert {own for who, own in lessons if "birth" in who} == {False}
+
+
+def test_blanks_are_the_students_alone(born, begun, tmp_path, monkeypatch, quickly):
+    begun(tmp_path, "000-birth", "001-wake")
+    seen = []
+
+    def fit(world, phase, cycle, step, state, frozen, batches, count, *, stage, early):
+        rows_B = np.arange(4)
+        seen.append([stage(n, state.params, rows_B)[0]["lesson"] for n in (0, 0, 1)])
+        raise FloatingPointError
+
+    monkeypatch.setattr(seeding, "fit", fit)
+    for blanks in (0.0, 0.5):
+        world, state = waking(
+            tmp_path, born, sleep={"blanks": blanks, "seed": {"alpha": 1.0, "on_policy": 0.0}}
+        )
+        night.run(world, "001-sleep", 1, state.params, state.memory, [], world.stream.days[:1], Variant())
+    whole, (first, again, next_) = seen[0][0], seen[1]
+    np.testing.assert_array_equal(first.hidden_BTD, whole.hidden_BTD)
+    np.testing.assert_array_equal(first.rows.targets_BT, whole.rows.targets_BT)
+    blank_BT = first.rows.tokens_BT != whole.rows.tokens_BT
+    asked_BT = noise.prompts(whole.rows.tokens_BT, world.tok)
+    assert 0.2 < blank_BT.sum() / asked_BT.sum() < 0.8 and not (blank_BT & ~asked_BT).any()
+    np.testing.assert_array_equal(first.rows.tokens_BT, again.rows.tokens_BT)
+    assert (first.rows.tokens_BT != next_.rows.tokens_BT).any(), "drawn anew in every step"
 
 
 @pytest.mark.parametrize(
