@@ -26,7 +26,8 @@ def get_config():
     c.birth.epochs, c.birth.blanks = 12, 0.15
     c.memory.rank = 128
     c.sleep.steps, c.sleep.old_dreams, c.sleep.new_dreams = 700, 4000, 3000
-    c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
+    c.sleep.night_weight, c.sleep.blanks = 2.0, 0.15
+    c.sleep.seed.alpha, c.sleep.seed.on_policy, c.sleep.seed.temperature = 1.0, 0.0, 2.0
     c.sleep.new_share, c.sleep.recall_share = 0.4, 0.25
     c.sleep.seed.prompt_weight = 0.05
     c.sleep.recall.temperature, c.sleep.recall.per_answer = 0.9, 2.0
