@@ -7,7 +7,7 @@ import setuptools
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sleep_jax/__init__.py").read_text()).group(1)
-TEST = ["pytest>=8", "pytest-xdist", "rapidfuzz", "hypothesis", "setuptools"]
+TEST = ["pytest>=8", "pytest-xdist", "rapidfuzz", "hypothesis", "scipy", "setuptools"]
 TFDS = ["tensorflow-datasets"]
 
 setuptools.setup(

@@ -3,6 +3,9 @@
 import ast
 import graphlib
 import pathlib
+import re
+import runpy
+import sys
 
 import pytest
 import setuptools
@@ -157,3 +160,23 @@ def test_only_the_library_is_installed(monkeypatch):
     exec(compile(source, "setup.py", "exec"), {"__name__": "setup", "__file__": str(ROOT / "setup.py")})
     folders = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in (ROOT / OURS).rglob("*.py")}
     assert set(given["packages"]) == folders, "a folder without __init__.py is not installed, and no other is"
+
+
+def test_every_library_that_is_imported_is_required(monkeypatch):
+    """On a bare machine there is nothing but what setup.py names."""
+    said = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **fields: said.update(fields))
+    runpy.run_path(str(ROOT / "setup.py"))
+
+    def names(requirements):
+        bare = (re.split(r"[^\w-]", r)[0].replace("-", "_") for r in requirements)
+        return {{"absl_py": "absl", "orbax_checkpoint": "orbax"}.get(name, name) for name in bare}
+
+    def foreign(paths):
+        roots = {i.split(".")[0] for path in paths for i in imports(path)}
+        return roots - {*sys.stdlib_module_names, OURS, "launch", "configs"}
+
+    run, extras = names(said["install_requires"]), said["extras_require"]
+    assert foreign(FILES.values()) <= run | names(extras["tfds"])
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert foreign(tests) - {path.stem for path in tests} <= run | names(extras["test"])
