@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
@@ -251,6 +252,33 @@ class Partitioner:
         return jax.shard_map(
             run, mesh=self.mesh, in_specs=(P(), P(), P(BATCH), P()), out_specs=(P(), P()), check_vma=False
         )
+
+
+def put_rows(rows: Tree, like: Tree) -> Tree:
+    """Places rows that every process holds whole where `like` lies, split over its mesh as a batch is.
+
+    What is sampled or scored row by row is then computed once, not on every device. Rows that do not divide
+    are left as they are, and computed everywhere.
+    """
+    mesh = _mesh(like)
+    split = mesh and math.prod(mesh.shape[axis] for axis in BATCH)
+    if not split or any(len(x) % split for x in jax.tree.leaves(rows)):
+        return rows
+    sharding = NamedSharding(mesh, P(BATCH))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), rows)
+
+
+def fetch(tree: Tree) -> Tree:
+    """Numpy arrays of a tree, whole on every process."""
+    return jax.tree.map(
+        lambda x: np.asarray(x) if x.is_fully_addressable else process_allgather(x, tiled=True), tree
+    )
+
+
+def _mesh(tree: Tree) -> Mesh | None:
+    """The mesh that a tree lies on; None on a single device."""
+    shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(tree))
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1), None)
 
 
 class _OnMesh:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from sleep_jax import rng
+from sleep_jax import partition, rng
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -68,8 +68,9 @@ def generate(
         index = np.arange(start, start + batch_size)
         index = np.where(index < n, index, 0)
         self_ = memory if active is None else memory_lib.with_active(memory, active[index])
-        parts.append(run(params, self_, tokens[index], lengths[index], keys[index]))
-    parts = [jax.tree.map(np.asarray, p) for p in parts]
+        rows = partition.put_rows((tokens[index], lengths[index]), params)
+        parts.append(run(params, self_, *rows, keys[index]))
+    parts = [partition.fetch(p) for p in parts]
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:n], *parts)
 
 

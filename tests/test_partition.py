@@ -10,7 +10,7 @@ from equality import bit_equal
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from sleep_jax import checkpoint
+from sleep_jax import checkpoint, partition
 from sleep_jax.partition import MeshConfig, Partitioner, spec
 from sleep_jax.types import Batch, Mean, TrainState
 
@@ -170,6 +170,18 @@ def test_a_batch_is_split_row_by_row():
     placed = Partitioner(MeshConfig(data=2, fsdp=2, model=2)).put_batch(batch())
     assert bit_equal(placed, batch()) == []
     assert {s.data.shape for s in placed.tokens_BT.addressable_shards} == {(B // 4, T)}
+
+
+def test_rows_that_all_processes_hold_are_split_where_the_parameters_lie():
+    rows = (np.arange(32.0).reshape(16, 2), np.arange(16))
+    like = Partitioner(MeshConfig(data=2, fsdp=2, model=2)).put(params())
+    placed = partition.put_rows(rows, like)
+    assert {s.data.shape for s in placed[0].addressable_shards} == {(4, 2)}
+    chex.assert_trees_all_equal(partition.fetch(placed), rows)
+    short = (rows[0][:7], rows[1][:7])
+    assert partition.put_rows(short, like) is short, "seven rows do not divide"
+    single = Partitioner(MeshConfig(), jax.devices()[:1]).put(params())
+    assert partition.put_rows(rows, single) is rows
 
 
 def test_a_state_restores_from_another_split(tmp_path):

@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleep_jax import rollout
+from sleep_jax import partition, rng, rollout
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import ModelConfig
+from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.rollout import WIDTH
 from sleep_jax.types import Memory, Model, Rollout
 
@@ -64,6 +65,36 @@ def test_openings_of_one_token_are_continued_as_if_they_were_padded(self_):
     assert short.tokens_BT.shape == (4, 1 + OPTIONS["max_new"]) < padded.tokens_BT.shape
     np.testing.assert_array_equal(short.tokens_BT, padded.tokens_BT[:, : short.tokens_BT.shape[1]])
     np.testing.assert_array_equal(short.length_B, padded.length_B)
+
+
+@pytest.fixture(scope="module")
+def on_mesh(self_):
+    model, params, memory = self_
+    partitioner = Partitioner(MeshConfig())
+    assert partitioner.mesh.size == 8
+    return model, partitioner.put(params), partitioner.put(memory)
+
+
+def test_a_mesh_samples_the_same_texts(on_mesh, prompts, whole):
+    for size in (8, 5):  # 5 rows do not divide over 8 devices: all of them compute all
+        out = rollout.generate(*on_mesh, prompts, KEY, batch_size=size, active=MASKS, **OPTIONS)
+        np.testing.assert_array_equal(out.tokens_BT, whole.tokens_BT)
+        np.testing.assert_allclose(out.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
+
+
+def test_every_device_of_a_mesh_samples_its_own_rows(on_mesh, prompts, monkeypatch):
+    model, params, memory = on_mesh
+    placed, put_rows = [], partition.put_rows
+    monkeypatch.setattr(partition, "put_rows", lambda rows, like: placed.append(put_rows(rows, like)) or rows)
+    rollout.generate(*on_mesh, prompts, KEY, batch_size=16, **OPTIONS)
+    (tokens, lengths), keys = placed[0], rng.per_row(KEY, 16)
+    run = rollout._compiled(model, tuple(sorted(OPTIONS.items())))
+
+    def flops(*rows):
+        cost = run.lower(params, memory, *rows, keys).compile().cost_analysis()
+        return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+    assert flops(tokens, lengths) < 0.3 * flops(np.asarray(tokens), np.asarray(lengths))
 
 
 def test_no_prompt_is_an_error(self_):

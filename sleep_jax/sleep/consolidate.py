@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sleep_jax import partition
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -291,7 +292,8 @@ def _scored(
     hidden = []
     for start in range(0, n, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), n - 1)
-        hidden.append(np.asarray(score(params, memory, *(x[index] for x in fields))))
+        rows = partition.put_rows([x[index] for x in fields], params)
+        hidden.append(partition.fetch(score(params, memory, *rows)))
     return np.concatenate(hidden)[:n]
 
 
@@ -305,11 +307,10 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
         return objective.totals(trainable, frozen, {"lesson": batch}, None)[0]["kl"]
 
     def loss(trainable: Tree) -> float:
-        starts = range(0, n, batch_size)
-        means = [
-            part(trainable, frozen, jax.tree.map(lambda x, i=i: x[i : i + batch_size], padded))
-            for i in starts
-        ]
+        batches = (
+            jax.tree.map(lambda x, i=i: x[i : i + batch_size], padded) for i in range(0, n, batch_size)
+        )
+        means = [part(trainable, frozen, partition.put_rows(batch, frozen)) for batch in batches]
         return float(sum(m.total for m in means) / sum(m.count for m in means))
 
     return loss
