@@ -270,9 +270,12 @@ def put_rows(rows: Tree, like: Tree) -> Tree:
 
 def fetch(tree: Tree) -> Tree:
     """Numpy arrays of a tree, whole on every process."""
-    return jax.tree.map(
-        lambda x: np.asarray(x) if x.is_fully_addressable else process_allgather(x, tiled=True), tree
-    )
+
+    def whole(x: Array | np.ndarray) -> np.ndarray:
+        apart = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return process_allgather(x, tiled=True) if apart else np.asarray(x)
+
+    return jax.tree.map(whole, tree)
 
 
 def _mesh(tree: Tree) -> Mesh | None:
