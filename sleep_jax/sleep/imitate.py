@@ -174,7 +174,8 @@ def retold(
     Raises:
       ValueError: a prompt leaves no room for `max_new` tokens in `model.max_len`.
     """
-    width = model.config.max_len
+    asked = max((e.prompt_length for e in dreams), default=0)
+    width = max((len(e.tokens) for e in dreams), default=0)
     found = []
     for start in range(0, len(dreams), batch_size):
         part = dreams[start : start + batch_size]
@@ -182,7 +183,7 @@ def retold(
             model,
             params,
             memory,
-            rollout.padded([e.tokens[: e.prompt_length] for e in part], width - max_new),
+            rollout.padded([e.tokens[: e.prompt_length] for e in part], asked),
             jax.random.key(0),
             batch_size=batch_size,
             max_new=max_new,
