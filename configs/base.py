@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     n.new_dreams = 1500  # dreams per night of the awake self, beside the day's inputs where they are at hand
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
-    n.blanks = 0.0  # share of the prompts' tokens that the student does not see; its teachers see all
+    n.blanks = 0.0  # share of the dreamt prompts' tokens that the student, not its teacher, sees blanked
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams
@@ -136,6 +136,7 @@ def get_config() -> ConfigDict:
     c.baseline = a = ConfigDict()
     a.gradient_tokens = 0  # per cycle; 0 is what a day and a night of Sleep may spend
     a.batch_rows = 16  # rows per step
+    a.blanks = 0.0  # share of the prompts' tokens that are blanked, as at birth
     a.replay_buffer = 200  # examples
     a.replay_share = 0.5  # experience replay: share of old rows
     a.ewc_strength = 300.0  # lambda

@@ -25,6 +25,7 @@ def get_config():
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (4e-3,), 0.02, 4
     c.birth.epochs, c.birth.blanks = 12, 0.15
     c.memory.rank = 128
+    c.baseline.blanks = 0.15
     c.sleep.steps, c.sleep.old_dreams, c.sleep.new_dreams = 700, 4000, 3000
     c.sleep.night_weight, c.sleep.blanks = 2.0, 0.15
     c.sleep.seed.alpha, c.sleep.seed.on_policy, c.sleep.seed.temperature = 1.0, 0.0, 2.0

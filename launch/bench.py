@@ -238,7 +238,7 @@ class Workbench:
         practice, recall, max_len = c.sleep.imitate, c.sleep.recall, c.model.max_len
         own, width = self.practice_shape
         cut = width - practice.max_new
-        opening, asked = 1, min(rollout.WIDTH, max_len - c.answer_tokens)
+        opening, asked = 1, min(2 * rollout.WIDTH, max_len - c.answer_tokens)
         sizes = {
             "student rollout": (practice.refresh * own, cut, practice.max_new, 1.0),
             "decode: dreams": (recall.batch_size, opening, recall.max_new, recall.temperature),

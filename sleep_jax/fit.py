@@ -13,7 +13,7 @@ import numpy as np
 from sleep_jax import checkpoint, metrics, rng, terminal
 from sleep_jax.data.stream import Stream
 from sleep_jax.data.tokenizer import Tokenizer
-from sleep_jax.partition import Partitioner
+from sleep_jax.partition import Partitioner, fetch
 from sleep_jax.settings import Config
 from sleep_jax.steps import Step
 from sleep_jax.types import Model, Tree
@@ -130,7 +130,7 @@ def fit(
     c, partitioner, name = world.config, world.partitioner, phase.split("-", 1)[1]
     # The step donates its state, and what is handed in may live on elsewhere (as part of `frozen`, for one).
     state, frozen = partitioner.put(jax.tree.map(jnp.copy, state)), partitioner.put(frozen)
-    best, best_loss, stale, done = jax.tree.map(np.asarray, state.params) if early else (), float("inf"), 0, 0
+    best, best_loss, stale, done = fetch(state.params) if early else (), float("inf"), 0, 0
     key = rng.fold(rng.stream(world.seed, phase))
     resumed = checkpoint.load_rolling(
         world.workdir, phase, jax.eval_shape(lambda: {"state": state, "best": best})
@@ -187,7 +187,7 @@ def fit(
                     raise FloatingPointError(f"{phase} step {step}: the held-out loss is {loss}")
                 world.writer.write(name, cycle, step, {"held_out_kl": loss})
                 if loss < best_loss:
-                    best, best_loss, stale = jax.tree.map(np.asarray, state.params), loss, 0
+                    best, best_loss, stale = fetch(state.params), loss, 0
                 else:
                     stale += 1
             if step % c.checkpoint_every == 0 and step < count:

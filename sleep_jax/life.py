@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from sleep_jax import checkpoint, evals, losses, methods, metrics, optim, phases, report, rng, steps, terminal
-from sleep_jax.data import encoding, noise, pipeline, stream
+from sleep_jax.data import encoding, stream
 from sleep_jax.data.stream import Experience
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.fit import Account, World, fit
@@ -117,10 +117,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         rows = finetune.pack(world, material.birth.train)
         finetune.read(world, material.birth)
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
-        blank = functools.partial(noise.blanked, tok=world.tok, share=config.birth.blanks)
-        batches = pipeline.batches(
-            rows, config.birth.batch_rows, seed, epochs=None, noise=blank if config.birth.blanks else None
-        )
+        batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)
         optimizer = optim.make(config.birth.optim, count)
         step = steps.make(losses.supervised(world.model), optimizer)
         trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, state.params), None, batches, count)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
@@ -273,7 +273,7 @@ def fetch(tree: Tree) -> Tree:
 
     def whole(x: Array | np.ndarray) -> np.ndarray:
         apart = isinstance(x, jax.Array) and not x.is_fully_addressable
-        return process_allgather(x, tiled=True) if apart else np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True) if apart else np.asarray(x)
 
     return jax.tree.map(whole, tree)
 

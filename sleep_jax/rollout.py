@@ -1,4 +1,4 @@
-"""Sampling and answering over whole sets of prompts, in batches of one compiled shape."""
+"""Sampling and answering over whole sets of prompts, in batches of few compiled shapes."""
 
 import functools
 from collections.abc import Sequence

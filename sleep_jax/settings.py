@@ -43,7 +43,7 @@ class SleepConfig:
     new_dreams: int = 1500  # dreams of the awake self, beside the day's inputs where they are at hand
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
-    blanks: float = 0.0  # share of the prompts' tokens that the student does not see; its teachers see all
+    blanks: float = 0.0  # share of the dreamt prompts' tokens that the student, not its teacher, sees blanked
     steps: int = 400  # most optimiser steps
     batch_rows: int = 16  # rows of dreams per step
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -82,6 +82,7 @@ class BaselineConfig:
 
     gradient_tokens: int = 0  # per cycle; 0 is what a cycle of Sleep may spend
     batch_rows: int = 16
+    blanks: float = 0.0  # share of the prompts' tokens that are blanked, as at birth
     replay_buffer: int = 200  # experience replay: real examples kept over the whole life
     replay_share: float = 0.5  # experience replay: share of old rows in a batch
     ewc_strength: float = 300.0  # lambda of EWC
@@ -89,6 +90,8 @@ class BaselineConfig:
     optim: OptimConfig = OptimConfig(lr=1e-3)
 
     def __post_init__(self):
+        if not 0 <= self.blanks < 1:
+            raise ValueError(f"baseline.blanks={self.blanks} is not in [0, 1)")
         if not 0 < self.replay_share < 1:
             raise ValueError(f"baseline.replay_share={self.replay_share} is not in (0, 1)")
         for key in ("batch_rows", "replay_buffer", "ewc_examples"):

@@ -236,6 +236,25 @@ def test_a_birth_serves_lives_with_any_memory(born, tmp_path):
     assert bit_equal(trees.named({"params": newborn.params}), saved) == []
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_birth_reads_as_many_blanks_as_it_is_told(tmp_path, monkeypatch, share):
+    class Read(Exception):
+        pass
+
+    def read(world, phase, cycle, step, state, frozen, batches, count):
+        rows = [next(batches) for _ in range(8)]
+        tokens_BT, reads_BT = (
+            np.concatenate([getattr(r, k) for r in rows]) for k in ("tokens_BT", "segments_BT")
+        )
+        assert (tokens_BT[reads_BT > 0] == world.tok.pad).any() == (share > 0)
+        raise Read
+
+    monkeypatch.setattr(life, "fit", read)
+    config = lives.config(birth={"blanks": share})
+    with pytest.raises(Read):
+        life.birth(config, 0, tmp_path / "birth", stream.load(config.stream))
+
+
 def test_a_folder_that_is_no_birth_is_refused(born, tmp_path):
     (tmp_path / "empty").mkdir()
     other = lives.config(birth={"checkpoint": str(tmp_path / "empty")})

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleep_jax import partition, rng, rollout
+from sleep_jax import rollout
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -83,17 +83,21 @@ def test_a_mesh_samples_the_same_texts(on_mesh, prompts, whole):
 
 
 def test_every_device_of_a_mesh_samples_its_own_rows(on_mesh, prompts, monkeypatch):
-    model, params, memory = on_mesh
-    placed, put_rows = [], partition.put_rows
-    monkeypatch.setattr(partition, "put_rows", lambda rows, like: placed.append(put_rows(rows, like)) or rows)
+    compiled, given = rollout._compiled, []
+
+    def spied(model, options):
+        run = compiled(model, options)
+        return lambda *args: given.append((run, args)) or run(*args)
+
+    monkeypatch.setattr(rollout, "_compiled", spied)
     rollout.generate(*on_mesh, prompts, KEY, batch_size=16, **OPTIONS)
-    (tokens, lengths), keys = placed[0], rng.per_row(KEY, 16)
-    run = rollout._compiled(model, tuple(sorted(OPTIONS.items())))
+    ((run, (params, memory, tokens, lengths, keys)),) = given
 
     def flops(*rows):
         cost = run.lower(params, memory, *rows, keys).compile().cost_analysis()
         return (cost[0] if isinstance(cost, list) else cost)["flops"]
 
+    assert {s.data.shape for s in tokens.addressable_shards} == {(2, WIDTH)}
     assert flops(tokens, lengths) < 0.3 * flops(np.asarray(tokens), np.asarray(lengths))
 
 
@@ -160,7 +164,7 @@ def test_answers_come_in_the_order_of_the_questions(tok, parrot):
     widths.clear()
     words = [f" {w}" for w in ("red", "green", "blue", "white", "black")]
     assert all(len(tok.encode(w)) == 1 for w in words)
-    lengths = [2, 2 * WIDTH - 2, 1, WIDTH + 1, 3]
+    lengths = [2 * WIDTH - 2, 2, 1, WIDTH + 1, WIDTH + 4]  # as they come, every two hold a long one
     questions = [Example((w * n).strip(), "?") for w, n in zip(words, lengths, strict=True)]
     masks = np.zeros((5, 2, 3), bool)
     masks[0, 0, :2] = masks[3, 1, :] = masks[4, 0, 1] = True

@@ -19,11 +19,11 @@ def prompts(tokens_BT: np.ndarray, tok: Tokenizer) -> np.ndarray:
     return ~marks_BT & opened_BT & closed_BT
 
 
-def blanked(rows: Batch, draw: np.random.Generator, tok: Tokenizer, share: float) -> Batch:
-    """Rows with a share of their prompt tokens, each drawn by itself, replaced by <pad>.
+def blanked(rows: Batch, draws_BT: np.ndarray, tok: Tokenizer, share: float) -> Batch:
+    """Rows whose prompt tokens are replaced by <pad> where `draws_BT`, uniform in [0, 1), is below `share`.
 
-    Blank noising (Xie et al. 2017, arXiv:1703.02573, section 3.1), on prompts alone. What is predicted stays
-    as it was, the blanked tokens included.
+    Blank noising (Xie et al. 2017, arXiv:1703.02573) of prompts alone: what is predicted stays as it was, the
+    blanked tokens included. That pieces of words are blanked, and that <pad> stands for them, is ours.
     """
-    blank_BT = prompts(rows.tokens_BT, tok) & (draw.random(rows.tokens_BT.shape) < share)
+    blank_BT = prompts(rows.tokens_BT, tok) & (draws_BT < share)
     return dataclasses.replace(rows, tokens_BT=np.where(blank_BT, np.int32(tok.pad), rows.tokens_BT))

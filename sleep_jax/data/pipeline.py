@@ -28,12 +28,12 @@ def batches(
     `seed` only: the batches of all processes, one after the other, are the batch of a single process.
 
     The position is `get_state()`, which JSON can hold, and `set_state()`. It counts batches: it is valid for
-    the same rows, batch_size, seed and shuffle.
+    the same rows, batch_size, seed, shuffle and noise.
 
     Args:
       rows: pytree of numpy arrays with n rows each, such as a `Batch`.
       batch_size: rows per batch over all processes together.
-      seed: of the order, any integer from 0.
+      seed: of the order and the noise, any integer from 0.
       epochs: how often each row comes; None = for ever.
       shuffle: False = the order of the rows.
       noise: `noise(batch, draw)` changes the batch of all processes; it draws by `seed` and by the

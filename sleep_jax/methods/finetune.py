@@ -1,13 +1,13 @@
 """Fine-tuning of the whole backbone: on the day alone, on everything so far, or with a small buffer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from sleep_jax import losses, optim, steps
-from sleep_jax.data import encoding, packing, pipeline
+from sleep_jax.data import encoding, noise, packing, pipeline
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import World, fit
@@ -62,6 +62,15 @@ def read(world: World, experience: Experience) -> None:
     world.account.source += sum(len(e.tokens) for e in documents(world, experience.train))
 
 
+def batches(world: World, rows: Batch, batch_rows: int, seed: int, blanks: float) -> Iterator[Batch]:
+    """Batches of the rows without end, a share of the prompts' tokens blanked."""
+
+    def blank(batch: Batch, draw: np.random.Generator) -> Batch:
+        return noise.blanked(batch, draw.random(batch.tokens_BT.shape), world.tok, blanks)
+
+    return pipeline.batches(rows, batch_rows, seed, epochs=None, noise=blank if blanks else None)
+
+
 def fit_backbone(
     world: World,
     name: str,
@@ -73,11 +82,12 @@ def fit_backbone(
 ) -> State:
     """Trains the backbone on rows within the budget; without an objective, on next-token prediction."""
     count = steps_for(world, rows, cycle)
-    batches = pipeline.batches(rows, world.config.baseline.batch_rows, world.seed * 1000 + cycle, epochs=None)
-    optimizer = optim.make(world.config.baseline.optim, count)
+    c = world.config.baseline
+    drawn = batches(world, rows, c.batch_rows, world.seed * 1000 + cycle, c.blanks)
+    optimizer = optim.make(c.optim, count)
     objective = objective or losses.supervised(world.model)
     step = steps.make(objective, optimizer)
-    trained, _ = fit(world, name, cycle, step, steps.init(optimizer, state.params), frozen, batches, count)
+    trained, _ = fit(world, name, cycle, step, steps.init(optimizer, state.params), frozen, drawn, count)
     return dataclasses.replace(state, params=trained.params)
 
 

@@ -111,10 +111,11 @@ def objective(
                - (1 - alpha) E_{y~student} r(y) + rho E_D BCE(router, own)
 
     F is the generalised JSD of GKD per token, of logits divided by tau = `config.temperature` and times
-    tau^2, which leaves its gradient the size that it has without (Hinton et al. 2015, 1503.02531, section 2;
-    the paper has none, which is tau = 1). The reward term is a policy gradient with the advantages of the
-    batch. There is no gradient through sampling. `frozen` is `(params, memory)`: the backbone and the memory
-    that the slot joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the practice optional.
+    tau^2, so that its gradient stays roughly as large as without (Hinton et al. 2015, 1503.02531, section 2,
+    for forward KL; the paper softens nothing, which is tau = 1). The reward term is a policy gradient with
+    the advantages of the batch. There is no gradient through sampling. `frozen` is `(params, memory)`: the
+    backbone and the memory that the slot joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the
+    practice optional.
 
     Two things are ours, the paper does not say how a router is trained; both need the slot's `place` (level
     and index). The last term, with rho = `config.routing`, is the binary cross-entropy of its router score,
@@ -126,7 +127,7 @@ def objective(
     """
     routed = place is not None and config.routing > 0
     forced = config.forced if place is not None else 0.0
-    clip = config.kl_clip or None
+    clip, tau = config.kl_clip or None, config.temperature
 
     def student(trainable, frozen, tokens_BT, lift=None, **where):
         params, memory = join(trainable, *frozen)
@@ -135,9 +136,10 @@ def objective(
         return model.apply(params, tokens_BT, memory=memory, **where)
 
     def softened(frozen, teacher_BTD, student_BTV):
-        teacher_BTV = model.unembed(frozen[0], teacher_BTD / config.temperature)
-        student_BTV = student_BTV / config.temperature
-        return config.temperature**2 * divergence.generalised_jsd(teacher_BTV, student_BTV, config.beta, clip)
+        """tau^2 F of the softened distributions; the cap holds for what comes out."""
+        logits = (model.unembed(frozen[0], teacher_BTD), student_BTV)
+        soft = (z_BTV / tau for z_BTV in logits)
+        return tau**2 * divergence.generalised_jsd(*soft, config.beta, clip and clip / tau**2)
 
     def totals(trainable, frozen, batch, key):
         lesson: Lesson = batch["lesson"]
@@ -298,7 +300,7 @@ def _scored(
 
 
 def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int) -> Callable[[Tree], float]:
-    """`loss(trainable) -> nats per weighted token` over a whole lesson, for stopping early."""
+    """`loss(trainable)`, the objective's "kl" per weighted token of a whole lesson, for stopping early."""
     n = len(lesson.hidden_BTD)
     padded = jax.tree.map(lambda x: np.pad(x, [(0, -n % batch_size)] + [(0, 0)] * (x.ndim - 1)), lesson)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import evals, rng, rollout
+from sleep_jax import evals, partition, rng, rollout
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -175,7 +175,7 @@ def retold(
       ValueError: a prompt leaves no room for `max_new` tokens in `model.max_len`.
     """
     asked = max((e.prompt_length for e in dreams), default=0)
-    width = max((len(e.tokens) for e in dreams), default=0)
+    width = model.config.max_len
     found = []
     for start in range(0, len(dreams), batch_size):
         part = dreams[start : start + batch_size]
@@ -294,7 +294,9 @@ class Practiser:
                 continue
             memory = seen_by(self.memory, teachers[rows[0]])
             active = np.stack([teachers[i].active for i in rows])
-            hidden[rows] = self.score(self.params, memory_lib.with_active(memory, active), tokens_BT[rows])
+            told = partition.put_rows(tokens_BT[rows], self.params)
+            scored = self.score(self.params, memory_lib.with_active(memory, active), told)
+            hidden[rows] = partition.fetch(scored)
         return hidden
 
 

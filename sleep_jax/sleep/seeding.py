@@ -128,7 +128,11 @@ def seed(
     if variant.rehearse:
         groups.append((past, past_recalled, 1 - config.new_share, False))
     train, order = _lessons(world, params, memory, groups, context)
-    batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None)
+
+    def drawn(rows_B: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return rows_B, draw.random((len(rows_B), world.config.row_length))
+
+    batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None, noise=drawn)
     practiser = imitate.Practiser(
         model=model,
         tok=world.tok,
@@ -144,16 +148,20 @@ def seed(
     practise = practiser.stage(lambda: world.account)
     practised = objective.weights["imitation"] or objective.weights["kl_on_policy"]
 
-    def stage(step: int, trainable: Tree, rows_B: np.ndarray):
+    def stage(step: int, trainable: Tree, batch: tuple[np.ndarray, np.ndarray]):
+        rows_B, draws_BT = batch
         lesson = jax.tree.map(lambda x: x[rows_B], train)
-        if config.blanks:
-            draw = np.random.default_rng([world.seed, cycle, step])
-            rows = noise.blanked(lesson.rows, draw, world.tok, config.blanks)
-            lesson = dataclasses.replace(lesson, rows=rows)
+        rows = noise.blanked(lesson.rows, draws_BT, world.tok, config.blanks)
+        lesson = dataclasses.replace(lesson, rows=rows)
         return practise(step, trainable, lesson) if practised else ({"lesson": lesson}, {})
 
     optimizer = optim.make(config.optim, config.steps)
-    held_out_kl = consolidate.mean_kl(objective, held_out, frozen, config.batch_rows)
+    held_out_kl = consolidate.mean_kl(
+        consolidate.objective(model, dataclasses.replace(config.seed, temperature=1.0), join),
+        held_out,
+        frozen,
+        config.batch_rows,
+    )
     try:
         state, report = fit(
             world,

@@ -43,7 +43,7 @@ def test_prompts_stand_between_bos_and_ans(tok, rows):
 
 def test_blanks_change_their_share_of_the_prompts_and_nothing_else(tok, rows):
     many = type(rows)(*(np.tile(x, (400, 1)) for x in vars(rows).values()))
-    out = noise.blanked(many, np.random.default_rng(0), tok, 0.3)
+    out = noise.blanked(many, np.random.default_rng(0).random(many.tokens_BT.shape), tok, 0.3)
     changed_BT = out.tokens_BT != many.tokens_BT
     prompts_BT = noise.prompts(many.tokens_BT, tok)
     assert (out.tokens_BT[changed_BT] == tok.pad).all() and not (changed_BT & ~prompts_BT).any()
@@ -55,5 +55,5 @@ def test_blanks_change_their_share_of_the_prompts_and_nothing_else(tok, rows):
 
 
 def test_no_share_no_blank(tok, rows):
-    same = noise.blanked(rows, np.random.default_rng(0), tok, 0.0)
+    same = noise.blanked(rows, np.zeros(rows.tokens_BT.shape), tok, 0.0)
     np.testing.assert_array_equal(same.tokens_BT, rows.tokens_BT)

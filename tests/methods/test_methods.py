@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sleep_jax import methods, phases, settings
-from sleep_jax.data import packing
+from sleep_jax.data import noise, packing
 from sleep_jax.data.stream import Example, Experience, Stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.fit import Account, tokens_in
@@ -162,6 +162,22 @@ def test_the_anchor_moves_and_the_fishers_add_up(world, material, tok, monkeypat
     state = ewc.train(here, "001-train", state, 1, material.days[0])
     assert seen["frozen"] is extra and seen["objective"].weights["penalty"] == 300
     assert float(state.extra["fisher"]["table_VV"]) == 60 + 20 and state.extra["anchor"] is moved
+
+
+def test_the_baselines_read_as_many_blanks_as_they_are_told(world, material, monkeypatch):
+    read = {}
+
+    def fit(world, phase, cycle, step, state, frozen, batches, count):
+        read[world.config.baseline.blanks] = np.concatenate([next(batches).tokens_BT for _ in range(16)])
+        return state, {}
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    state = phases.State({"table_VV": jnp.zeros((2, 2))}, None)
+    for share in (0.0, 0.5):
+        here = world(blanks=share)
+        finetune.sequential(here, "001-train", state, 1, material.days[0])
+    blank_BT, asked_BT = read[0.5] != read[0.0], noise.prompts(read[0.0], here.tok)
+    assert abs(blank_BT.sum() / asked_BT.sum() - 0.5) < 0.15 and not (blank_BT & ~asked_BT).any()
 
 
 # Replay.

@@ -8,11 +8,12 @@ import optax
 import pytest
 from equality import bit_equal
 
-from sleep_jax import optim, steps
+from sleep_jax import optim, partition, steps
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
+from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.sleep import consolidate, selves
 from sleep_jax.sleep.consolidate import Lesson, Practice, SeedConfig
 from sleep_jax.sleep.recall import Dream
@@ -369,6 +370,29 @@ def test_the_mean_over_a_lesson_is_over_its_tokens_whatever_the_batch(bed, encod
     whole = pupil.kl(pupil.slot, pupil.frozen, fill(lesson))
     mean = consolidate.mean_kl(pupil.objective, lesson, pupil.frozen, 2)(pupil.slot)
     assert mean == pytest.approx(float(whole.total / whole.count), rel=1e-4)
+
+
+def test_a_mesh_scores_and_looks_row_by_row_to_the_same_numbers(bed, encoded, teach, pupil, monkeypatch):
+    teachers = [(bed.awake, encoded)]
+    lesson = teach(teachers)
+    wanted = consolidate.mean_kl(pupil.objective, lesson, pupil.frozen, 2)(pupil.slot)
+    partitioner = Partitioner(MeshConfig(), jax.devices()[:2])
+    params, memory, frozen, slot = map(partitioner.put, (bed.params, bed.memory, pupil.frozen, pupil.slot))
+    rows, put_rows = [], partition.put_rows
+
+    def spied(*args):
+        placed = put_rows(*args)
+        rows.append({x.addressable_shards[0].data.shape[0] for x in jax.tree.leaves(placed)})
+        return placed
+
+    monkeypatch.setattr(partition, "put_rows", spied)
+    apart = consolidate.lessons(bed.score, params, memory, teachers, ROW, BATCH, 0.5, True)
+    np.testing.assert_allclose(apart.hidden_BTD, lesson.hidden_BTD, rtol=1e-4, atol=1e-5)
+    mean = consolidate.mean_kl(pupil.objective, lesson, frozen, 2)(slot)
+    assert mean == pytest.approx(wanted, rel=1e-4)
+    assert rows == [{BATCH // 2}] * -(-len(lesson.hidden_BTD) // BATCH) + [{1}] * -(
+        -len(lesson.hidden_BTD) // 2
+    )
 
 
 @pytest.fixture(scope="module")

@@ -139,29 +139,33 @@ def test_the_router_is_told_whose_rows_are_its_own(born, begun, tmp_path, monkey
     assert {own for who, own in lessons if "birth" in who} == {False}
 
 
-def test_blanks_are_the_students_alone(born, begun, tmp_path, monkeypatch, quickly):
+@pytest.mark.parametrize("seed", [{"alpha": 1.0, "on_policy": 0.0}, {}])
+def test_blanks_are_the_students_alone(born, begun, tmp_path, monkeypatch, quickly, seed):
     begun(tmp_path, "000-birth", "001-wake")
-    seen = []
+    seen, held_out = [], []
 
     def fit(world, phase, cycle, step, state, frozen, batches, count, *, stage, early):
-        rows_B = np.arange(4)
-        seen.append([stage(n, state.params, rows_B)[0]["lesson"] for n in (0, 0, 1)])
+        first, second = next(batches), next(batches)
+        seen.append([stage(n, state.params, b)[0]["lesson"] for n, b in enumerate((first, second))])
+        seen[-1].append(np.array_equal(first[1], second[1]))
         raise FloatingPointError
 
+    def mean_kl(objective, lesson, frozen, batch_size):
+        held_out.append(lesson)
+
     monkeypatch.setattr(seeding, "fit", fit)
+    monkeypatch.setattr(consolidate, "mean_kl", mean_kl)
     for blanks in (0.0, 0.5):
-        world, state = waking(
-            tmp_path, born, sleep={"blanks": blanks, "seed": {"alpha": 1.0, "on_policy": 0.0}}
-        )
+        world, state = waking(tmp_path, born, sleep={"blanks": blanks, "seed": seed})
         night.run(world, "001-sleep", 1, state.params, state.memory, [], world.stream.days[:1], Variant())
-    whole, (first, again, next_) = seen[0][0], seen[1]
-    np.testing.assert_array_equal(first.hidden_BTD, whole.hidden_BTD)
-    np.testing.assert_array_equal(first.rows.targets_BT, whole.rows.targets_BT)
-    blank_BT = first.rows.tokens_BT != whole.rows.tokens_BT
-    asked_BT = noise.prompts(whole.rows.tokens_BT, world.tok)
-    assert 0.2 < blank_BT.sum() / asked_BT.sum() < 0.8 and not (blank_BT & ~asked_BT).any()
-    np.testing.assert_array_equal(first.rows.tokens_BT, again.rows.tokens_BT)
-    assert (first.rows.tokens_BT != next_.rows.tokens_BT).any(), "drawn anew in every step"
+    for whole, blanked in zip(seen[0][:2], seen[1][:2], strict=True):
+        np.testing.assert_array_equal(blanked.hidden_BTD, whole.hidden_BTD)
+        np.testing.assert_array_equal(blanked.rows.targets_BT, whole.rows.targets_BT)
+        blank_BT = blanked.rows.tokens_BT != whole.rows.tokens_BT
+        asked_BT = noise.prompts(whole.rows.tokens_BT, world.tok)
+        assert 0.2 < blank_BT.sum() / asked_BT.sum() < 0.8 and not (blank_BT & ~asked_BT).any()
+    assert not seen[1][2], "drawn anew for every batch"
+    np.testing.assert_array_equal(held_out[0].rows.tokens_BT, held_out[1].rows.tokens_BT)
 
 
 @pytest.mark.parametrize(
