@@ -422,11 +422,11 @@ def show(report: dict[str, Any]) -> None:
 
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from absl import app, flags
-    from ml_collections import config_flags
 
+    from launch import options
     from sleep_jax import settings
 
-    CONFIG = config_flags.DEFINE_config_file("config", "configs/clinc150.py", "whose sizes", lock_config=True)
+    CONFIG = options.config("configs/clinc150.py", "whose sizes")
     SECONDS = flags.DEFINE_float("seconds", 30.0, "time spent on measuring, at least three turns")
     JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
 
@@ -441,4 +441,4 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
         if JSON.value:
             pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + "\n")
 
-    app.run(main)
+    app.run(main, flags_parser=options.parse)

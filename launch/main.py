@@ -7,24 +7,13 @@ import os
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/tiny.py", "what to live, and how", lock_config=True
-)
+from launch import options
+
+CONFIG = options.config("configs/tiny.py", "what to live, and how")
 WORKDIR = flags.DEFINE_string(
     "workdir", "runs/tiny", "where everything is written; the same directory resumes"
 )
-
-
-def parse(argv):
-    """Flags as absl parses them, with an unknown key or a value of the wrong type said in one line."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(
-            f"--config.KEY=VALUE: {error.args[0] if error.args else error} (configs/base.py lists every key)"
-        )
 
 
 def main(argv):
@@ -49,4 +38,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=options.parse)
