@@ -69,8 +69,8 @@ def generate(
         index = np.where(index < n, index, 0)
         self_ = memory if active is None else memory_lib.with_active(memory, active[index])
         rows = partition.put_rows((tokens[index], lengths[index]), params)
-        parts.append(run(params, self_, *rows, keys[index]))
-    parts = [partition.fetch(p) for p in parts]
+        # Fetched before the next is begun: CPU devices that wait for each other must not hold two at once.
+        parts.append(partition.fetch(run(params, self_, *rows, keys[index])))
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:n], *parts)
 
 

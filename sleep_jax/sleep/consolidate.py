@@ -312,7 +312,10 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
         batches = (
             jax.tree.map(lambda x, i=i: x[i : i + batch_size], padded) for i in range(0, n, batch_size)
         )
-        means = [part(trainable, frozen, partition.put_rows(batch, frozen)) for batch in batches]
+        # Fetched one by one: CPU devices that wait for each other must not hold two batches at once.
+        means = [
+            partition.fetch(part(trainable, frozen, partition.put_rows(batch, frozen))) for batch in batches
+        ]
         return float(sum(m.total for m in means) / sum(m.count for m in means))
 
     return loss
