@@ -16,11 +16,14 @@ from sleep_jax.types import Array, Memory, Model, Rollout, Tree
 WIDTH = 16  # longer prompts are padded to a multiple of this, so that few shapes are compiled
 
 
+QUEUE = 16  # batches in a compiled queue: the seats that empty at its end cost little
+
+
 @functools.lru_cache(maxsize=64)
-def _compiled(model: Model, options: tuple[tuple[str, object], ...]):
+def _compiled(model: Model, how: str, options: tuple[tuple[str, object], ...]):
     @jax.jit
-    def run(params, memory, prompts_BT, lengths_B, keys_B):
-        return model.decode(params, prompts_BT, lengths_B, keys_B, memory=memory, **dict(options))
+    def run(params, memory, *rows):
+        return getattr(model, how)(params, *rows, memory=memory, **dict(options))
 
     return run
 
@@ -36,13 +39,13 @@ def generate(
     active: np.ndarray | None = None,
     **options,
 ) -> Rollout:
-    """Continues n prompts, `batch_size` at a time.
+    """Continues n prompts: as one batch or, if they are more than `batch_size`, as a queue for so many seats.
 
     Args:
       model, params, memory: who speaks.
       prompts: int32 [n, T] right-padded and their true lengths [n].
       key: row i samples with `rng.per_row(key, n)[i]`, whatever the batch size.
-      batch_size: rows per compiled call; the last call is padded with copies of the first row.
+      batch_size: rows computed at once; a batch of fewer is padded with copies of the first.
       active: bool [n, L, E], a mask of slots per row; None leaves the memory's own.
       **options: of `decode.decode`.
 
@@ -62,16 +65,24 @@ def generate(
     width = 1 if longest == 1 else min(-(-longest // WIDTH) * WIDTH, room)
     tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
     keys = rng.per_row(key, n)
-    run = _compiled(model, tuple(sorted(options.items())))
+    queued = n > batch_size
+    run = _compiled(model, "drain" if queued else "decode", tuple(sorted(options.items())))
+    rows = QUEUE * batch_size if queued else batch_size
+    order = np.argsort(-lengths, kind="stable") if queued else np.arange(n)  # long ones last would sit alone
     parts = []
-    for start in range(0, n, batch_size):
-        index = np.arange(start, start + batch_size)
-        index = np.where(index < n, index, 0)
+    for start in range(0, n, rows):
+        index = np.arange(start, start + rows)
+        index = order[np.where(index < n, index, 0)]
         self_ = memory if active is None else memory_lib.with_active(memory, active[index])
-        rows = partition.put_rows((tokens[index], lengths[index]), params)
+        told = tokens[index], lengths[index], keys[index]
+        if queued:
+            seats = partition.put_rows(np.arange(batch_size, dtype=np.int32), params)
+            out = run(params, self_, *told, min(n - start, rows), seats)
+        else:
+            out = run(params, self_, *partition.put_rows(told[:2], params), told[2])
         # Fetched before the next is begun: CPU devices that wait for each other must not hold two at once.
-        parts.append(partition.fetch(run(params, self_, *rows, keys[index])))
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[:n], *parts)
+        parts.append(partition.fetch(out))
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *parts)
 
 
 def padded(sequences: Sequence[Sequence[int]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -104,14 +115,11 @@ def answer(
 ) -> list[str]:
     """Greedy answers to the prompts of `questions`; an answer that did not end is what there was of it.
 
-    Prompts are handled in order of their length, so that short ones are not padded to the longest; answers
-    come in the order of the questions.
-
     Args:
       model, tok, params, memory: who is asked.
       questions: n examples; their answers are not looked at.
       max_new: most tokens of an answer.
-      batch_size: questions per compiled call.
+      batch_size: questions answered at once.
       active: bool [n, L, E], a mask of slots per question; None leaves the memory's own.
 
     Raises:
@@ -119,21 +127,16 @@ def answer(
     """
     if not questions:
         return []
-    tokens, lengths = encoding.prompts(tok, questions)
-    answers = [""] * len(questions)
-    order = np.argsort(lengths, kind="stable")
-    for rows in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-        rollout = generate(
-            model,
-            params,
-            memory,
-            (tokens[rows, : lengths[rows].max()], lengths[rows]),
-            jax.random.key(0),
-            batch_size=batch_size,
-            active=None if active is None else active[rows],
-            max_new=max_new,
-            temperature=0.0,
-        )
-        for row, ids in zip(rows, completions(rollout, lengths[rows]), strict=True):
-            answers[row] = tok.decode(ids).strip()
-    return answers
+    prompts = encoding.prompts(tok, questions)
+    rollout = generate(
+        model,
+        params,
+        memory,
+        prompts,
+        jax.random.key(0),
+        batch_size=batch_size,
+        active=active,
+        max_new=max_new,
+        temperature=0.0,
+    )
+    return [tok.decode(ids).strip() for ids in completions(rollout, prompts[1])]

@@ -124,7 +124,8 @@ class Model(NamedTuple):
       init_memory: `init_memory(key) -> Memory` with zero deltas and every slot locked.
       apply: `apply(params, tokens_BT, ...) -> Output`.
       unembed: `unembed(params, hidden_BTD) -> logits_BTV`, the last step of `apply` alone.
-      decode: `decode(params, prompts_BT, lengths_B, keys_B, ...) -> Rollout`.
+      decode: `decode(params, prompts_BT, lengths_B, keys_B, ...) -> Rollout`, one batch.
+      drain: `drain(params, prompts_NT, lengths_N, keys_N, count, seats_B, ...) -> Rollout`, a queue.
     """
 
     config: Any
@@ -134,6 +135,7 @@ class Model(NamedTuple):
     apply: Callable[..., Output]
     unembed: Callable[..., Array]
     decode: Callable[..., Rollout]
+    drain: Callable[..., Rollout]
 
 
 class Objective(NamedTuple):

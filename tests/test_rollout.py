@@ -75,6 +75,24 @@ def on_mesh(self_):
     return model, partitioner.put(params), partitioner.put(memory)
 
 
+def test_a_mesh_samples_the_same_texts_from_a_queue(self_, on_mesh, prompts):
+    prompts = tuple(np.concatenate([x] * 4) for x in prompts)  # 20 rows for 8 seats
+    masks = np.concatenate([MASKS] * 4)
+    one = rollout.generate(*self_, prompts, KEY, batch_size=20, active=masks, **OPTIONS)
+    out = rollout.generate(*on_mesh, prompts, KEY, batch_size=8, active=masks, **OPTIONS)
+    np.testing.assert_array_equal(out.tokens_BT, one.tokens_BT)
+    np.testing.assert_allclose(out.logps_BT, one.logps_BT, rtol=1e-4, atol=1e-5)
+
+
+def test_more_rows_than_a_queue_holds_are_several_queues(self_, monkeypatch):
+    monkeypatch.setattr(rollout, "QUEUE", 2)
+    openings = np.arange(3, 20, dtype=np.int32)[:, None], np.ones(17, np.int32)
+    whole = rollout.generate(*self_, openings, KEY, batch_size=17, **OPTIONS)
+    split = rollout.generate(*self_, openings, KEY, batch_size=3, **OPTIONS)
+    np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
+    np.testing.assert_array_equal(split.ended_B, whole.ended_B)
+
+
 def test_a_mesh_samples_the_same_texts(on_mesh, prompts, whole):
     for size in (8, 5):  # 5 rows do not divide over 8 devices: all of them compute all
         out = rollout.generate(*on_mesh, prompts, KEY, batch_size=size, active=MASKS, **OPTIONS)
@@ -82,23 +100,27 @@ def test_a_mesh_samples_the_same_texts(on_mesh, prompts, whole):
         np.testing.assert_allclose(out.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
 
 
-def test_every_device_of_a_mesh_samples_its_own_rows(on_mesh, prompts, monkeypatch):
+@pytest.mark.parametrize("rows", [5, 20])  # a batch, a queue
+def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, monkeypatch):
     compiled, given = rollout._compiled, []
+    monkeypatch.setattr(rollout, "QUEUE", 2)  # what is done for the whole queue counts little
+    prompts = tuple(np.concatenate([x] * 4)[:rows] for x in prompts)
 
-    def spied(model, options):
-        run = compiled(model, options)
+    def spied(*args):
+        run = compiled(*args)
         return lambda *args: given.append((run, args)) or run(*args)
 
     monkeypatch.setattr(rollout, "_compiled", spied)
     rollout.generate(*on_mesh, prompts, KEY, batch_size=16, **OPTIONS)
-    ((run, (params, memory, tokens, lengths, keys)),) = given
+    ((run, (params, memory, *told)),) = given
 
-    def flops(*rows):
-        cost = run.lower(params, memory, *rows, keys).compile().cost_analysis()
+    def flops(told):
+        cost = run.lower(params, memory, *told).compile().cost_analysis()
         return (cost[0] if isinstance(cost, list) else cost)["flops"]
 
-    assert {s.data.shape for s in tokens.addressable_shards} == {(2, WIDTH)}
-    assert flops(tokens, lengths) < 0.3 * flops(np.asarray(tokens), np.asarray(lengths))
+    split = told[0] if rows == 5 else told[-1]  # the prompts, the seats
+    assert {len(s.data) for s in split.addressable_shards} == {2}
+    assert flops(told) < 0.3 * flops([told[2] if x is told[2] else np.asarray(x) for x in told])
 
 
 def test_no_prompt_is_an_error(self_):
@@ -133,13 +155,11 @@ def tok():
 
 @pytest.fixture(scope="module")
 def parrot(tok):
-    widths = []
     numbers = jnp.array([tok.encode(f" {n}")[0] for n in ("zero", "one", "two", "three")])
 
     def decode(params, prompts_BT, lengths_B, keys_B, *, memory, max_new, temperature):
         assert temperature == 0
-        B, T = prompts_BT.shape
-        widths.append((B, T))
+        B = len(prompts_BT)
         open_B = jnp.broadcast_to(memory.active_LE, (B, 2, 3)).sum((1, 2))
         said_BT = jnp.stack([prompts_BT[:, 1], numbers[open_B], jnp.full(B, tok.eos)], axis=1)
         tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)))
@@ -148,11 +168,14 @@ def parrot(tok):
         zeros_BT = jnp.zeros(tokens_BT.shape)
         return Rollout(tokens_BT, zeros_BT, zeros_BT, lengths_B + 3, lengths_B > 0)
 
-    return Model(ModelConfig(max_len=3 * WIDTH), None, None, None, None, None, decode), widths
+    def drain(params, prompts_NT, lengths_N, keys_N, count, seats_B, **options):
+        return decode(params, prompts_NT, lengths_N, keys_N, **options)
+
+    return Model(ModelConfig(max_len=3 * WIDTH), None, None, None, None, None, decode, drain)
 
 
 def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(parrot):
-    model, _ = parrot
+    model = parrot
     memory = Memory(None, None, np.zeros((2, 3), bool))
     prompts = rollout.padded([[5] * (3 * WIDTH - 6), [6] * 20])
     full = rollout.generate(model, {}, memory, prompts, KEY, batch_size=2, max_new=5, temperature=0.0)
@@ -160,16 +183,14 @@ def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(parrot):
 
 
 def test_answers_come_in_the_order_of_the_questions(tok, parrot):
-    model, widths = parrot
-    widths.clear()
+    model = parrot
     words = [f" {w}" for w in ("red", "green", "blue", "white", "black")]
     assert all(len(tok.encode(w)) == 1 for w in words)
-    lengths = [2 * WIDTH - 2, 2, 1, WIDTH + 1, WIDTH + 4]  # as they come, every two hold a long one
+    lengths = [2 * WIDTH - 2, 2, 1, WIDTH + 1, WIDTH + 4]
     questions = [Example((w * n).strip(), "?") for w, n in zip(words, lengths, strict=True)]
     masks = np.zeros((5, 2, 3), bool)
     masks[0, 0, :2] = masks[3, 1, :] = masks[4, 0, 1] = True
     memory = Memory(None, None, np.zeros((2, 3), bool))
     answers = rollout.answer(model, tok, {}, memory, questions, max_new=4, batch_size=2, active=masks)
     assert answers == ["red two", "green zero", "blue zero", "white three", "black one"]
-    assert sorted(set(widths)) == [(2, WIDTH), (2, 2 * WIDTH)], "short prompts are not padded to the longest"
     assert rollout.answer(model, tok, {}, memory, [], max_new=4, batch_size=2) == []

@@ -1,4 +1,4 @@
-"""Sampling with a key/value cache: one jitted loop that stops when every row has ended."""
+"""Sampling with a key/value cache: a batch until its last row has ended, or a queue through full seats."""
 
 from collections.abc import Callable
 
@@ -43,6 +43,26 @@ def first_largest(x_BV: Array) -> Array:
     return jnp.min(jnp.where(x_BV == x_BV.max(-1, keepdims=True), jnp.arange(V), V - 1), axis=-1)
 
 
+def _sample(
+    logits_BV: Array, keys_B: Array, number_B: Array, temperature: float, top_k: int, top_p: float
+) -> tuple[Array, Array]:
+    """The next token of each row, the `number`-th that it samples, and its log-probability."""
+    if temperature == 0:
+        token_B = first_largest(logits_BV)
+    else:
+        logits_BV = filter_logits(logits_BV, temperature, top_k, top_p)
+        sample_keys_B = jax.vmap(jax.random.fold_in)(keys_B, 2 + number_B)
+        gumbel_BV = jax.vmap(lambda k, z: jax.random.gumbel(k, z.shape))(sample_keys_B, logits_BV)
+        token_B = first_largest(logits_BV + gumbel_BV)
+    logp_B = logits_BV[jnp.arange(len(token_B)), token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
+    return token_B.astype(jnp.int32), logp_B
+
+
+def _expert_keys(keys_B: Array, number_B: Array) -> Array:
+    """The keys by which each router draws its extra expert while the `number`-th token is sampled."""
+    return jax.vmap(lambda k, n: jax.random.fold_in(jax.random.fold_in(k, 1), n))(keys_B, number_B)
+
+
 def decode(
     step: Callable[..., tuple[Array, Tree]],
     prompts_BT: Array,
@@ -84,23 +104,13 @@ def decode(
       temperature and cuts; of the plain softmax where greedy.
     """
     B, T = prompts_BT.shape
-    rows_B = jnp.arange(B)
+    cuts = temperature, top_k, top_p
 
     def random_keys(i):
-        if not random_expert:
-            return None
-        return jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 1), i))(keys_B)
+        return _expert_keys(keys_B, jnp.full(B, i)) if random_expert else None
 
     def sample(logits_BV, i):
-        if temperature == 0:
-            token_B = first_largest(logits_BV)
-        else:
-            logits_BV = filter_logits(logits_BV, temperature, top_k, top_p)
-            sample_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 2 + i))(keys_B)
-            gumbel_BV = jax.vmap(lambda k, z: jax.random.gumbel(k, z.shape))(sample_keys_B, logits_BV)
-            token_B = first_largest(logits_BV + gumbel_BV)
-        logp_B = logits_BV[rows_B, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
-        return token_B.astype(jnp.int32), logp_B
+        return _sample(logits_BV, keys_B, jnp.full(B, i), *cuts)
 
     steps_T = jnp.arange(T)
     prompt_BS = steps_T[None] < lengths_B[:, None]
@@ -142,18 +152,127 @@ def decode(
 
     s = jax.lax.while_loop(going, advance, state)
 
-    # Close the gap between each prompt's true end and its completion.
+    return _joined(prompts_BT, lengths_B, s["new_BT"], s["logp_BT"], s["count_B"], s["done_B"], pad)
+
+
+def _joined(
+    prompts_BT: Array,
+    lengths_B: Array,
+    new_BT: Array,
+    logp_BT: Array,
+    count_B: Array,
+    ended_B: Array,
+    pad: int,
+) -> Rollout:
+    """The first `count` new tokens of each row behind the true end of its prompt, without a gap."""
+    T, max_new = prompts_BT.shape[1], new_BT.shape[1]
     index_BT = jnp.arange(T + max_new)[None] - lengths_B[:, None]
-    sampled_BT = (index_BT >= 0) & (index_BT < s["count_B"][:, None])
+    sampled_BT = (index_BT >= 0) & (index_BT < count_B[:, None])
     clipped_BT = jnp.clip(index_BT, 0, max_new - 1)
     prompts_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)), constant_values=pad)
-    new_BT = jnp.take_along_axis(s["new_BT"], clipped_BT, axis=1)
-    length_B = lengths_B + s["count_B"]
+    new_BT = jnp.take_along_axis(new_BT, clipped_BT, axis=1)
     in_prompt_BT = index_BT < 0
     return Rollout(
         tokens_BT=jnp.where(sampled_BT, new_BT, jnp.where(in_prompt_BT, prompts_BT, pad)),
-        logps_BT=jnp.where(sampled_BT, jnp.take_along_axis(s["logp_BT"], clipped_BT, axis=1), 0.0),
+        logps_BT=jnp.where(sampled_BT, jnp.take_along_axis(logp_BT, clipped_BT, axis=1), 0.0),
         sampled_BT=sampled_BT.astype(jnp.float32),
-        length_B=length_B,
-        ended_B=s["done_B"],
+        length_B=lengths_B + count_B,
+        ended_B=ended_B,
     )
+
+
+def drain(
+    step: Callable[..., tuple[Array, Tree]],
+    cache: Tree,
+    prompts_NT: Array,
+    lengths_N: Array,
+    keys_N: Array,
+    count: Array,
+    seats_B: Array,
+    *,
+    max_new: int,
+    eos: int,
+    pad: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    random_expert: bool = False,
+) -> Rollout:
+    """Continues a queue of prompts, B at a time: a row that has ended leaves its seat to the next at once.
+
+    The same texts as `decode`, without its two kinds of waste: rows that have ended and wait for the longest,
+    and prompts that are padded to the longest. Every iteration takes one token of every seat, of the prompt
+    first and then of what is sampled ("continuous batching", Orca, Yu et al. 2022). All seats write their
+    keys and values into one slot of a ring of S = T + max_new - 1; a row reads what was written since it sat
+    down, so a seat needs no clearing and the write is one slice update.
+
+    Args:
+      step: as in `decode`, always with a cache, and with row_B, the row in each seat, as a last argument.
+      cache: an empty `kv` with S slots.
+      prompts_NT: int32, right-padded.
+      lengths_N: true lengths, at least 1.
+      keys_N: one random key per row.
+      count: how many of the N rows there are; nothing is sampled for the rest.
+      seats_B: 0, 1, ..., B - 1, split over the mesh as the work shall be.
+      max_new, eos, pad, temperature, top_k, top_p, random_expert: as in `decode`.
+
+    Returns:
+      Rollout of N rows of T + max_new tokens, as `decode` has it.
+    """
+    N, T = prompts_NT.shape
+    S = T + max_new - 1
+
+    def sit(row_B):
+        return jnp.where(row_B < count, row_B, N)  # N: nobody sits here any more
+
+    row_B = sit(seats_B)
+    state = {
+        "i": jnp.int32(0),
+        "next": jnp.int32(len(seats_B)),
+        "row_B": row_B,
+        "at_B": jnp.zeros_like(row_B),
+        "token_B": prompts_NT[jnp.minimum(row_B, N - 1), 0],
+        "kv": cache,
+        "new_NT": jnp.full((N, max_new), pad, jnp.int32),
+        "logp_NT": jnp.zeros((N, max_new), jnp.float32),
+        "count_N": jnp.zeros(N, jnp.int32),
+        "ended_N": jnp.zeros(N, bool),
+    }
+
+    def going(s):
+        return jnp.any(s["row_B"] < N)
+
+    def advance(s):
+        i, at_B = s["i"], s["at_B"]
+        row_B = jnp.minimum(s["row_B"], N - 1)
+        length_B, keys_B = lengths_N[row_B], keys_N[row_B]
+        mask_BS = (i - jnp.arange(S)) % S <= at_B[:, None]
+        number_B = jnp.maximum(at_B + 1 - length_B, 0)
+        random_keys_B = _expert_keys(keys_B, number_B) if random_expert else None
+        logits_BV, kv = step(
+            s["token_B"][:, None], at_B[:, None], mask_BS[:, None], (s["kv"], i % S), random_keys_B, row_B
+        )
+        token_B, logp_B = _sample(logits_BV, keys_B, number_B, temperature, top_k, top_p)
+        reading_B = at_B + 1 < length_B
+        told_B = jnp.where(reading_B, N, s["row_B"])  # whose token this is; N's are dropped
+        ended_B = token_B == eos
+
+        left_B = (~reading_B & (ended_B | (number_B + 1 == max_new))) | (s["row_B"] == N)
+        row_B = jnp.where(left_B, sit(s["next"] + jnp.cumsum(left_B) - 1), s["row_B"])
+        at_B = jnp.where(left_B, 0, at_B + 1)
+        read_B = prompts_NT[jnp.minimum(row_B, N - 1), jnp.minimum(at_B, T - 1)]
+        return {
+            "i": i + 1,
+            "next": s["next"] + left_B.sum(dtype=jnp.int32),
+            "row_B": row_B,
+            "at_B": at_B,
+            "token_B": jnp.where(left_B | reading_B, read_B, token_B),
+            "kv": kv,
+            "new_NT": s["new_NT"].at[told_B, number_B].set(token_B, mode="drop"),
+            "logp_NT": s["logp_NT"].at[told_B, number_B].set(logp_B, mode="drop"),
+            "count_N": s["count_N"].at[told_B].add(1, mode="drop"),
+            "ended_N": s["ended_N"].at[told_B].set(ended_B, mode="drop"),
+        }
+
+    s = jax.lax.while_loop(going, advance, state)
+    return _joined(prompts_NT, lengths_N, s["new_NT"], s["logp_NT"], s["count_N"], s["ended_N"], pad)

@@ -90,6 +90,8 @@ def recall(
     dreams: list[Dream] = []
     seen = {d.example for d in beside}
     told: set[str] = set()
+    # A prompt is answered once; what stands beside is dropped as a duplicate whoever else knows it.
+    heard = {d.example.prompt: (d.example.answer, False) for d in beside}
     kept = 0
     for round_ in range(config.rounds):
         if kept >= quota:
@@ -97,7 +99,7 @@ def recall(
         n = max(int((quota - kept) * config.surplus), config.batch_size // 4)
         sampled = _sample(model, tok, params, memory, self_, n, share_pairs, rng.fold(key, round_), config)
         examples, reasons = _judge(
-            model, tok, params, memory, self_, before, [e for e, _ in sampled], told, longest, config
+            model, tok, params, memory, self_, before, [e for e, _ in sampled], told, heard, longest, config
         )
         sampled = [(example, text) for example, (_, text) in zip(examples, sampled, strict=True)]
         before_round = kept
@@ -161,14 +163,16 @@ def _fits(tok: Tokenizer, example: Example, longest: int) -> bool:
 
 
 def _judge(
-    model, tok, params, memory, self_, before, examples, told, longest, config
+    model, tok, params, memory, self_, before, examples, told, heard, longest, config
 ) -> tuple[list[Example | None], list[str]]:
     """The examples as the self answers them, and the reason against each, '' where there is none.
 
-    `told` gathers the answers that were dreamt and given alike.
+    `told` gathers the answers that were dreamt and given alike, `heard` for each prompt the self's answer and
+    whether the self before it gives the same.
     """
     reasons = ["" if e and _fits(tok, e, longest) else "malformed" for e in examples]
     asked = [i for i, e in enumerate(examples) if not reasons[i] and e.prompt]
+    fresh = [Example(p, "?") for p in dict.fromkeys(examples[i].prompt for i in asked) if p not in heard]
 
     def ask(who: Self) -> list[str]:
         return rollout.answer(
@@ -176,25 +180,27 @@ def _judge(
             tok,
             params,
             seen_by(memory, who),
-            [examples[i] for i in asked],
+            fresh,
             max_new=config.answer_max_new,
             batch_size=config.batch_size,
         )
 
-    if asked:
-        answers = ask(self_)
-        known = evals.matches(ask(before), answers) if before is not None else np.zeros(len(asked), bool)
-        consistent = evals.matches(answers, [examples[i].answer for i in asked])
-        told |= {evals.normalise(a) for a, c in zip(answers, consistent, strict=True) if c}
-        examples = list(examples)
-        for i, answer, k in zip(asked, answers, known, strict=True):
-            examples[i] = Example(examples[i].prompt, answer)
-            if not (_readable(answer) and _fits(tok, examples[i], longest)):
-                reasons[i] = "malformed"
-            elif evals.normalise(answer) not in told:
-                reasons[i] = "inconsistent"
-            elif k:
-                reasons[i] = "known"
+    answers = ask(self_)
+    known = evals.matches(ask(before), answers) if before is not None else [False] * len(fresh)
+    heard |= {e.prompt: (a, bool(k)) for e, a, k in zip(fresh, answers, known, strict=True)}
+    own = [heard[examples[i].prompt][0] for i in asked]
+    consistent = evals.matches(own, [examples[i].answer for i in asked])
+    told |= {evals.normalise(a) for a, c in zip(own, consistent, strict=True) if c}
+    examples = list(examples)
+    for i, answer in zip(asked, own, strict=True):
+        prompt = examples[i].prompt
+        examples[i] = Example(prompt, answer)
+        if not (_readable(answer) and _fits(tok, examples[i], longest)):
+            reasons[i] = "malformed"
+        elif evals.normalise(answer) not in told:
+            reasons[i] = "inconsistent"
+        elif heard[prompt][1]:
+            reasons[i] = "known"
     return examples, reasons
 
 

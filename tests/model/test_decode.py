@@ -7,7 +7,7 @@ import pytest
 from equality import bit_equal
 
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.model.decode import decode, filter_logits
+from sleep_jax.model.decode import decode, drain, filter_logits
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 EOS, PAD, V = 2, 0, 40
@@ -278,9 +278,81 @@ def test_every_router_draws_its_extra_expert_for_itself(model, self_, prompts, m
     assert len(drawn) == len(set(drawn)) == model.config.layers * calls * B and calls > 1
 
 
+# A queue samples what a batch samples, with seats that are never empty.
+
+QUEUED, SEATS, N = 9, 3, 12
+
+
+@pytest.fixture(scope="module")
+def queue():
+    draw = np.random.default_rng(5)
+    lengths_N = np.array([6, 1, 4, 2, 6, 3, 1, 5, 2, 1, 1, 1])
+    tokens_NT = np.where(np.arange(T) < lengths_N[:, None], draw.integers(3, V, (N, T)), 17)
+    return tokens_NT, lengths_N, jax.random.split(jax.random.key(4), N)
+
+
+@pytest.mark.parametrize("options", [{}, CUT, {"temperature": 0.0}, {"random_expert": True}], ids=str)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, per_row):
+    params, memory = self_
+    if per_row:
+        memory = memory_lib.with_active(memory, np.random.default_rng(2).random((N, 2, 3)) < 0.5)
+    options = {"memory": memory, "max_new": NEW} | options
+    batch = jax.jit(lambda *rows: model.decode(params, *rows, **options))(*queue)
+    drained = jax.jit(lambda *rows: model.drain(params, *rows, np.arange(SEATS), **options))(*queue, QUEUED)
+    batch, drained = (jax.tree.map(np.asarray, x) for x in (batch, drained))
+    for name in ("tokens_BT", "sampled_BT", "length_B", "ended_B"):
+        got, wanted = getattr(drained, name)[:QUEUED], getattr(batch, name)[:QUEUED]
+        assert got.dtype == wanted.dtype
+        np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_allclose(drained.logps_BT[:QUEUED], batch.logps_BT[:QUEUED], rtol=1e-4, atol=1e-5)
+    assert batch.sampled_BT[:QUEUED].sum() > 2 * QUEUED
+    assert not drained.sampled_BT[QUEUED:].any(), "nothing is sampled for what is padding"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_a_row_sits_down_where_another_has_ended_and_reads_its_own_text_alone(count):
+    lengths_N = np.array([3, 1, 2, 1, 4, 1, 2, 3, 1, 1])
+    new_N = np.array([2, 5, 1, 4, 5, 1, 5, 2, 5, 1])  # <eos> is the last of each but those of 5
+    texts = [[10 + n] * (lengths_N[n] + new_N[n] - 1) + [EOS if new_N[n] < 5 else 10 + n] for n in range(10)]
+    script = np.array([t + [9] * (10 - len(t)) for t in texts])
+    calls, ring = [], 4 + 5 - 1
+
+    def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B, row_B):
+        key_BSK = jax.lax.dynamic_update_slice_in_dim(cache[0], tokens_BT[..., None], cache[1], 1)
+        read = row_B, positions_BT[:, 0], mask_BTS[:, 0], key_BSK[..., 0], cache[1]
+        jax.debug.callback(lambda *x: calls.append(jax.tree.map(np.array, x)), *read, ordered=True)
+        return jax.nn.one_hot(jnp.asarray(script)[row_B, positions_BT[:, 0] + 1], V) * 5, key_BSK
+
+    prompts = np.where(np.arange(4) < lengths_N[:, None], script[:, :4], 17), lengths_N
+    keys, cache = jax.random.split(jax.random.key(0), 10), jnp.zeros((2, ring, 1), jnp.int32)
+    options = {"max_new": 5, "eos": EOS, "temperature": 0.0}
+    run = jax.jit(lambda *rows: drain(step, cache, *rows, count, np.arange(2), **options))
+    out = jax.tree.map(np.asarray, run(*prompts, keys))
+    jax.effects_barrier()
+    for n in range(count):
+        assert out.tokens_BT[n, : out.length_B[n]].tolist() == texts[n]
+        assert out.ended_B[n] == (new_N[n] < 5)
+    ends, rows = np.zeros(2, int), [[], []]  # the plan: the seat that is free first takes the next row
+    for n in range(count):
+        seat = int(ends.argmin())
+        rows[seat] += [n] * (len(texts[n]) - 1)  # the last token is sampled and never read
+        ends[seat] += len(texts[n]) - 1
+    assert len(calls) == ends.max()
+    for i, (row_B, at_B, mask_BS, key_BS, slot) in enumerate(calls):
+        for seat in range(2):
+            if i < ends[seat]:
+                assert row_B[seat] == rows[seat][i]
+                by_age = (slot - np.arange(ring)) % ring
+                read = key_BS[seat, np.argsort(-by_age)][mask_BS[seat, np.argsort(-by_age)]]
+                assert read.tolist() == texts[row_B[seat]][: at_B[seat] + 1]
+
+
 def test_prompts_that_leave_no_room_are_an_error_with_all_numbers(model, self_, prompts):
     with pytest.raises(ValueError, match=r"6 tokens plus 27 new ones exceed model.max_len=32"):
         model.decode(self_[0], *prompts, max_new=27)
+    with pytest.raises(ValueError, match=r"6 tokens plus 27 new ones exceed model.max_len=32"):
+        model.drain(self_[0], *prompts, B, np.arange(2), max_new=27)
 
 
 def test_memory_is_an_argument_of_decoding(model, self_, sample, prompts):

@@ -178,9 +178,10 @@ def test_rounds_go_on_until_the_quota_is_met_or_they_are_used_up(model, tok, mem
 
 
 def test_a_duplicate_of_an_earlier_round_is_a_duplicate(model, tok, memory, on_stage):
-    on_stage([[recalling(tok, "what?", "it")]] * 2, {(0, False): {"what?": "it"}})
+    stage = on_stage([[recalling(tok, "what?", "it")]] * 2, {(0, False): {"what?": "it"}})
     dreams = dream(model, tok, memory, past_of(), 2, dataclasses.replace(CONFIG, rounds=2))
     assert [d.reason for d in dreams] == ["", "duplicate", "duplicate"]
+    assert [q.prompt for q in stage.asked] == ["what?"], "a prompt is asked once"
 
 
 def test_no_answer_gets_much_more_than_an_even_share(model, tok, memory, on_stage):
@@ -218,14 +219,16 @@ def endless(monkeypatch, tok):
 
     def generate(model, params, memory, prompts, key, *, batch_size, max_new, temperature):
         self_ = 99 if memory.fast is not None else int(memory.active_LE.nonzero()[1].max(initial=-1)) + 1
-        texts = [recalling(tok, f"{self_} {next(count)}", str(i % 5)) for i in range(len(prompts[0]))]
+        numbers = [next(count) for _ in prompts[0]]
+        texts = [recalling(tok, f"{self_} {n}", str(n % 5)) for n in numbers]
         tokens_BT, lengths_B = recall.rollout.padded(texts)
         return Rollout(tokens_BT, None, None, lengths_B, None)
 
     def answer(model, tok, params, memory, questions, *, max_new, batch_size):
         open_slots = {0} | {int(i) + 1 for i in memory.active_LE.nonzero()[1]}
         open_slots |= {99} if memory.fast is not None else set()
-        return [q.answer if int(q.prompt.split()[0]) in open_slots else "?" for q in questions]
+        asked = [map(int, q.prompt.split()) for q in questions]
+        return [str(number % 5) if self_ in open_slots else "?" for self_, number in asked]
 
     monkeypatch.setattr(recall.rollout, "generate", generate)
     monkeypatch.setattr(recall.rollout, "answer", answer)
@@ -283,7 +286,7 @@ def test_each_self_dreams_beside_the_one_before_it(model, tok, memory, monkeypat
 def test_the_awake_self_dreams_beside_the_days_inputs_and_not_of_them(model, tok, memory, on_stage):
     says = functools.partial(recalling, tok)
     mine = {"where?": "Bath", "what?": "a word", "who?": "it"}
-    on_stage(
+    stage = on_stage(
         [[says("the past?", "it")], [says("where?", "Bath"), says("who?", "it")]],
         {(0, False): {"the past?": "it"}, (0, True): mine},
     )
@@ -296,6 +299,8 @@ def test_the_awake_self_dreams_beside_the_days_inputs_and_not_of_them(model, tok
     assert fates[:2] == [("day", "", "where?", "Bath"), ("day", "", "what?", "a word")]
     assert set(fates[2:4]) == {("dreamt", "duplicate", "where?", "Bath"), ("dreamt", "", "who?", "it")}
     assert sum(d.kept for d in new) == 3
+    asked = Counter(q.prompt for q in stage.asked)
+    assert asked == {"the past?": 1, "where?": 1, "what?": 1, "who?": 2}, "who? also of the self before"
     sampled = [d.text for d in [*old, *new] if d.source == "dreamt"]
     assert world.account.dreamt == sum(len(tok.encode(text)) for text in sampled) > 0
 
