@@ -206,45 +206,57 @@ class Workbench:
         run, shape = functools.partial(compiled, *args), f"{rows} x {length}"
         return Piece("teacher scoring", shape, rows * length, _flops(compiled), _bytes(compiled), run)
 
-    def decoding(self, name: str, rows: int, width: int, new: int, temperature: float) -> Piece:
-        """Sampling of `new` tokens behind prompts of up to `width`.
+    def sampling(self, how: str, rows: int, width: int, new: int, temperature: float) -> tuple[Any, tuple]:
+        """The lowered `decode` or `drain` of a model for prompts of `width` tokens, with its arguments."""
+        options = {"max_new": new, "temperature": temperature}
+
+        @jax.jit
+        def run(params, memory, *rows):
+            return getattr(self.model, how)(params, *rows, memory=memory, **options)
+
+        lengths = np.full(rows, width, np.int32)
+        told = self.tokens(rows, width), lengths, rng.per_row(self.key, rows)
+        if how == "drain":
+            told = *told, rows, np.arange(rows // rollout.QUEUE, dtype=np.int32)
+        args = self.params, self.resting, *told
+        return run.lower(*args), args
+
+    def work(self, rows: int, width: int, new: int, temperature: float) -> float:
+        """FLOPs of sampling `new` tokens behind prompts of `width`.
 
         XLA counts the body of a loop once, whatever its trip count: a decode counts as its prompts and one
         iteration. Each of the other new - 2 is counted as half a decode from prompts of one token, which is
         two nearly equal calls of the network (one of them reads no cache: the count is a few percent low).
         """
+        whole, single = (
+            _flops(self.sampling("decode", rows, *shape, temperature)[0])
+            for shape in ((width, new), (1, width + new - 1))
+        )
+        return whole + max(new - 2, 0) * single / 2
 
-        def lower(width: int, new: int):
-            options = {"max_new": new, "temperature": temperature}
-
-            @jax.jit
-            def decode(params, memory, tokens_BT, lengths_B, keys_B):
-                return self.model.decode(params, tokens_BT, lengths_B, keys_B, memory=memory, **options)
-
-            lengths = self.draw.integers(1, width + 1, rows).astype(np.int32)
-            args = self.params, self.resting, self.tokens(rows, width), lengths, rng.per_row(self.key, rows)
-            return decode.lower(*args), args
-
-        lowered, args = lower(width, new)
+    def rollout(self, name: str, how: str, rows: int, width: int, new: int, temperature: float) -> Piece:
+        """Sampling as one batch ("decode"), or as a queue whose seats see `QUEUE` rows each ("drain")."""
+        waves = rollout.QUEUE if how == "drain" else 1
+        lowered, args = self.sampling(how, waves * rows, width, new, temperature)
         compiled = lowered.compile()
-        iteration = _flops(lower(1, width + new - 1)[0]) / 2
-        flops = _flops(lowered) + max(new - 2, 0) * iteration
-        run, shape = functools.partial(compiled, *args), f"{rows} x ({width} + {new})"
-        return Piece(name, shape, rows * new, flops, _bytes(compiled), run)
+        run, shape = functools.partial(compiled, *args), f"{waves * rows} x ({width} + {new})"
+        flops = waves * self.work(rows, width, new, temperature)
+        return Piece(name, shape, waves * rows * new, flops, _bytes(compiled), run)
 
     def rollouts(self) -> list[Callable[[], Piece]]:
         """Practice of `refresh` steps, dreams, and greedy answers, which trials of dreams ask for as well."""
         c = self.config
-        practice, recall, max_len = c.sleep.imitate, c.sleep.recall, c.model.max_len
+        practice, dreams = c.sleep.imitate, c.sleep.recall
+        asked = min(rollout.WIDTH, c.model.max_len - c.answer_tokens)
         own, width = self.practice_shape
-        cut = width - practice.max_new
-        opening, asked = 1, min(2 * rollout.WIDTH, max_len - c.answer_tokens)
-        sizes = {
-            "student rollout": (practice.refresh * own, cut, practice.max_new, 1.0),
-            "decode: dreams": (recall.batch_size, opening, recall.max_new, recall.temperature),
-            "decode: answers": (c.eval_batch, asked, c.answer_tokens, 0.0),
-        }
-        return [functools.partial(self.decoding, name, *size) for name, size in sizes.items()]
+        practised = practice.refresh * own, width - practice.max_new, practice.max_new
+        recalled = dreams.batch_size, 1, dreams.max_new, dreams.temperature
+        answers = c.eval_batch, asked, c.answer_tokens, 0.0
+        return [
+            functools.partial(self.rollout, "student rollout", "decode", *practised, 1.0),
+            functools.partial(self.rollout, "queue: dreams", "drain", *recalled),
+            functools.partial(self.rollout, "queue: answers", "drain", *answers),
+        ]
 
     def rewards(self) -> Piece:
         """Edit distances of one round of practice; the semantic reward reads text and is not timed."""

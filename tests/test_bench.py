@@ -53,7 +53,7 @@ def bench(tmp_path_factory):
 def test_every_step_is_timed_and_counted(bench):
     report, _ = bench
     assert [f["name"] for f in report["steps"]] == [
-        "wake step", "teacher scoring", "student rollout", "decode: dreams", "decode: answers", "rewards",
+        "wake step", "teacher scoring", "student rollout", "queue: dreams", "queue: answers", "rewards",
         "seeding step", "SFT step",
     ]  # fmt: skip
     assert report["turns"] >= 3 and report["peak_rss_bytes"] > 1e8
@@ -85,7 +85,7 @@ def test_flops_are_those_of_the_products(bench):
     for name, least in per_token.items():
         assert 0.8 < steps[name]["flops"] / (steps[name]["tokens"] * least) < 2.5, name
     # n tokens behind prompts of T take T + n - 1 positions of the network, and n of the head.
-    for name in ("student rollout", "decode: dreams", "decode: answers"):
+    for name in ("student rollout", "queue: dreams", "queue: answers"):
         rows, prompt, new = map(int, re.findall(r"\d+", steps[name]["shape"]))
         assert steps[name]["tokens"] == rows * new
         least = 2 * rows * ((prompt + new - 1) * (BACKBONE + BANK) + new * HEAD)
