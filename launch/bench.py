@@ -435,7 +435,7 @@ def show(report: dict[str, Any]) -> None:
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from absl import app, flags
 
-    from launch import options
+    from launch import heap, options
     from sleep_jax import settings
 
     CONFIG = options.config("configs/clinc150.py", "whose sizes")
@@ -445,6 +445,7 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     def main(argv):
         if len(argv) > 1:
             raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
+        heap.keep()
         try:
             report = measure(settings.load(CONFIG.value.to_dict()), seconds=SECONDS.value)
         except ValueError as error:

@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from launch import options
+from launch import heap, options
 
 CONFIG = options.config("configs/tiny.py", "what to live, and how")
 WORKDIR = flags.DEFINE_string(
@@ -19,6 +19,7 @@ WORKDIR = flags.DEFINE_string(
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
+    heap.keep()
     import jax
 
     from sleep_jax import checkpoint, life, settings

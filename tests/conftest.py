@@ -1,4 +1,7 @@
-"""Eight CPU devices for every test, so that sharded code meets a real mesh; must run before jax starts."""
+"""Eight CPU devices for every test, so that sharded code meets a real mesh; must run before jax starts.
+
+Freed memory is kept, as the commands do.
+"""
 
 import os
 
@@ -13,6 +16,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from launch import heap  # noqa: E402
+
+heap.keep()
 EOS = 2
 
 
