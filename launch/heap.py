@@ -22,4 +22,4 @@ def keep() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    return all([mallopt(name, value) for name, value in SETTINGS.items()])
+    return min(mallopt(name, value) for name, value in SETTINGS.items()) == 1
