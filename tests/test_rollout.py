@@ -118,6 +118,7 @@ def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, mon
         cost = run.lower(params, memory, *told).compile().cost_analysis()
         return (cost[0] if isinstance(cost, list) else cost)["flops"]
 
+    assert rows == 5 or told[3] == rows, "of 32 places in the queue"
     split = told[0] if rows == 5 else told[-1]  # the prompts, the seats
     assert {len(s.data) for s in split.addressable_shards} == {2}
     assert flops(told) < 0.3 * flops([told[2] if x is told[2] else np.asarray(x) for x in told])
