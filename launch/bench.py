@@ -25,7 +25,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from sleep_jax import losses, metrics, optim, rng, rollout, steps, terminal, trees, wake
+from sleep_jax import losses, metrics, optim, partition, rng, rollout, steps, terminal, trees, wake
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
 from sleep_jax.partition import Partitioner
@@ -37,6 +37,7 @@ from sleep_jax.types import Batch, Rollout, Tree
 DOCUMENT = 20  # tokens per document in a packed row, about what an utterance with its intent takes
 MATMUL_S = 0.4  # seconds of matrix products per turn, as a step takes: short bursts escape the other jobs
 SQUARE = 2048  # rows and columns of the large matrix product
+WAVES = 2  # rows of a queue per seat, so that a piece stays short
 GOALS = {"training": 0.5, "seeding": 3.0}  # least share of the matmul rate; most SFT steps per seeding step
 
 
@@ -206,38 +207,41 @@ class Workbench:
         run, shape = functools.partial(compiled, *args), f"{rows} x {length}"
         return Piece("teacher scoring", shape, rows * length, _flops(compiled), _bytes(compiled), run)
 
-    def sampling(self, how: str, rows: int, width: int, new: int, temperature: float) -> tuple[Any, tuple]:
-        """The lowered `decode` or `drain` of a model for prompts of `width` tokens, with its arguments."""
-        options = {"max_new": new, "temperature": temperature}
-
-        @jax.jit
-        def run(params, memory, *rows):
-            return getattr(self.model, how)(params, *rows, memory=memory, **options)
-
-        lengths = np.full(rows, width, np.int32)
-        told = self.tokens(rows, width), lengths, rng.per_row(self.key, rows)
-        if how == "drain":
-            told = *told, rows, np.arange(rows // rollout.QUEUE, dtype=np.int32)
-        args = self.params, self.resting, *told
+    def sampling(self, queued: bool, rows: int, width: int, new: int, temperature: float) -> tuple:
+        """Sampling of `new` tokens behind prompts of `width`, lowered; and its arguments."""
+        model, seats = self.model, rows // WAVES
+        options = tuple(sorted({"max_new": new, "temperature": temperature}.items()))
+        run = rollout.compiled(model.drain if queued else model.decode, options)
+        told = self.tokens(rows, width), np.full(rows, width, np.int32)
+        keys = rng.per_row(self.key, rows)
+        if queued:
+            seats = partition.put_rows(np.arange(seats, dtype=np.int32), self.params)
+            args = self.params, self.resting, *told, keys, rows, seats
+        else:
+            args = self.params, self.resting, *partition.put_rows(told, self.params), keys
         return run.lower(*args), args
 
     def work(self, rows: int, width: int, new: int, temperature: float) -> float:
-        """FLOPs of sampling `new` tokens behind prompts of `width`.
+        """FLOPs of sampling `new` tokens behind prompts of `width` in one batch.
 
         XLA counts the body of a loop once, whatever its trip count: a decode counts as its prompts and one
         iteration. Each of the other new - 2 is counted as half a decode from prompts of one token, which is
         two nearly equal calls of the network (one of them reads no cache: the count is a few percent low).
         """
         whole, single = (
-            _flops(self.sampling("decode", rows, *shape, temperature)[0])
+            _flops(self.sampling(False, rows, *shape, temperature)[0])
             for shape in ((width, new), (1, width + new - 1))
         )
         return whole + max(new - 2, 0) * single / 2
 
-    def rollout(self, name: str, how: str, rows: int, width: int, new: int, temperature: float) -> Piece:
-        """Sampling as one batch ("decode"), or as a queue whose seats see `QUEUE` rows each ("drain")."""
-        waves = rollout.QUEUE if how == "drain" else 1
-        lowered, args = self.sampling(how, waves * rows, width, new, temperature)
+    def sampled(self, name: str, queued: bool, rows: int, width: int, new: int, temperature: float) -> Piece:
+        """Sampling as one batch, or as a queue whose seats see `WAVES` rows each.
+
+        A queue counts as the batches that its rows would make, which leaves out the output head that it
+        computes for tokens of prompts: its share of the matmul rate is a lower bound.
+        """
+        waves = WAVES if queued else 1
+        lowered, args = self.sampling(queued, waves * rows, width, new, temperature)
         compiled = lowered.compile()
         run, shape = functools.partial(compiled, *args), f"{waves * rows} x ({width} + {new})"
         flops = waves * self.work(rows, width, new, temperature)
@@ -253,9 +257,9 @@ class Workbench:
         recalled = dreams.batch_size, 1, dreams.max_new, dreams.temperature
         answers = c.eval_batch, asked, c.answer_tokens, 0.0
         return [
-            functools.partial(self.rollout, "student rollout", "decode", *practised, 1.0),
-            functools.partial(self.rollout, "queue: dreams", "drain", *recalled),
-            functools.partial(self.rollout, "queue: answers", "drain", *answers),
+            functools.partial(self.sampled, "student rollout", False, *practised, 1.0),
+            functools.partial(self.sampled, "queue: dreams", True, *recalled),
+            functools.partial(self.sampled, "queue: answers", True, *answers),
         ]
 
     def rewards(self) -> Piece:

@@ -6,7 +6,7 @@ import sys
 # mallopt's names for what is set (malloc.h), and the values.
 SETTINGS = {
     -4: 0,  # M_MMAP_MAX: large blocks come from the heap too
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD, bytes: the end of the heap is not given back
+    -1: -1,  # M_TRIM_THRESHOLD: the end of the heap is never given back
     -2: 64 * 2**20,  # M_TOP_PAD, bytes by which it grows beyond what is asked for
     -8: 1,  # M_ARENA_MAX: one heap for all threads, the one that can grow without bound
 }
@@ -17,7 +17,8 @@ def keep() -> bool:
 
     XLA on CPU allocates the buffers of a step anew at every call. glibc returns large ones to the kernel at
     once, which then clears every page of them at the next step: a quarter of a training step's time at the
-    size of configs/clinc150.py. In return the process stays as large as it has been at its largest.
+    size of configs/clinc150.py. In return the process stays as large as it has been at its largest. To be
+    called before other threads have started, because each may already have a heap of its own.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -1,7 +1,7 @@
-"""Sampling and answering over whole sets of prompts, in batches of few compiled shapes."""
+"""Sampling and answering over whole sets of prompts, as batches or queues of few compiled shapes."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -14,16 +14,17 @@ from sleep_jax.model import memory as memory_lib
 from sleep_jax.types import Array, Memory, Model, Rollout, Tree
 
 WIDTH = 16  # longer prompts are padded to a multiple of this, so that few shapes are compiled
-
-
 QUEUE = 16  # batches in a compiled queue: the seats that empty at its end cost little
+READ = 4  # times as long as what is sampled: longer prompts are read in one go and not token by token
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(model: Model, how: str, options: tuple[tuple[str, object], ...]):
+def compiled(sampler: Callable[..., Rollout], options: tuple[tuple[str, object], ...]):
+    """`run(params, memory, *rows)` of a model's `decode` or `drain` with these options."""
+
     @jax.jit
     def run(params, memory, *rows):
-        return getattr(model, how)(params, *rows, memory=memory, **dict(options))
+        return sampler(params, *rows, memory=memory, **dict(options))
 
     return run
 
@@ -39,7 +40,10 @@ def generate(
     active: np.ndarray | None = None,
     **options,
 ) -> Rollout:
-    """Continues n prompts: as one batch or, if they are more than `batch_size`, as a queue for so many seats.
+    """Continues n prompts: in batches, or as a queue for `batch_size` seats.
+
+    A queue wherever there are more prompts than seats, unless they are long against what is sampled (`READ`).
+    Either way gives the same texts up to rounding.
 
     Args:
       model, params, memory: who speaks.
@@ -61,12 +65,12 @@ def generate(
         raise ValueError("generate was given no prompt")
     longest = tokens.shape[1]
     room = max(model.config.max_len - options["max_new"], longest)
-    # A dream opens with one token: reading WIDTH of them would cost as much as dreaming.
+    # A dream opens with one token: a cache of WIDTH more would be read for nothing.
     width = 1 if longest == 1 else min(-(-longest // WIDTH) * WIDTH, room)
     tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
     keys = rng.per_row(key, n)
-    queued = n > batch_size
-    run = _compiled(model, "drain" if queued else "decode", tuple(sorted(options.items())))
+    queued = n > batch_size and width <= READ * options["max_new"]
+    run = compiled(model.drain if queued else model.decode, tuple(sorted(options.items())))
     rows = QUEUE * batch_size if queued else batch_size
     order = np.argsort(-lengths, kind="stable") if queued else np.arange(n)  # long ones last would sit alone
     parts = []

@@ -7,6 +7,7 @@ Dimension key, used as a suffix of array names of rank two and more (``logits_BT
     H query heads      J key/value heads       K head size
     N layers           L memory levels         E expert slots per level
     R low rank         G samples per prompt    M micro-batches      C experiences
+    Q queue of prompts
 """
 
 import dataclasses
@@ -125,7 +126,7 @@ class Model(NamedTuple):
       apply: `apply(params, tokens_BT, ...) -> Output`.
       unembed: `unembed(params, hidden_BTD) -> logits_BTV`, the last step of `apply` alone.
       decode: `decode(params, prompts_BT, lengths_B, keys_B, ...) -> Rollout`, one batch.
-      drain: `drain(params, prompts_NT, lengths_N, keys_N, count, seats_B, ...) -> Rollout`, a queue.
+      drain: `drain(params, prompts_QT, lengths_Q, keys_Q, rows, seats_B, ...) -> Rollout`, a queue.
     """
 
     config: Any

@@ -1,6 +1,6 @@
 """Eight CPU devices for every test, so that sharded code meets a real mesh; must run before jax starts.
 
-Freed memory is kept, as the commands do.
+Freed memory is kept, as `launch.main` does.
 """
 
 import os
@@ -9,6 +9,10 @@ _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 
+from launch import heap  # noqa: E402
+
+heap.keep()
+
 import dataclasses  # noqa: E402
 import functools  # noqa: E402
 
@@ -16,9 +20,6 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from launch import heap  # noqa: E402
-
-heap.keep()
 EOS = 2
 
 

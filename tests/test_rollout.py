@@ -75,22 +75,38 @@ def on_mesh(self_):
     return model, partitioner.put(params), partitioner.put(memory)
 
 
-def test_a_mesh_samples_the_same_texts_from_a_queue(self_, on_mesh, prompts):
-    prompts = tuple(np.concatenate([x] * 4) for x in prompts)  # 20 rows for 8 seats
+@pytest.mark.parametrize("seats", [8, 5])  # 5 do not divide over 8 devices
+def test_a_mesh_samples_the_same_texts_from_a_queue(seats, self_, on_mesh, prompts):
+    prompts = tuple(np.concatenate([x] * 4) for x in prompts)
     masks = np.concatenate([MASKS] * 4)
     one = rollout.generate(*self_, prompts, KEY, batch_size=20, active=masks, **OPTIONS)
-    out = rollout.generate(*on_mesh, prompts, KEY, batch_size=8, active=masks, **OPTIONS)
+    out = rollout.generate(*on_mesh, prompts, KEY, batch_size=seats, active=masks, **OPTIONS)
     np.testing.assert_array_equal(out.tokens_BT, one.tokens_BT)
     np.testing.assert_allclose(out.logps_BT, one.logps_BT, rtol=1e-4, atol=1e-5)
 
 
-def test_more_rows_than_a_queue_holds_are_several_queues(self_, monkeypatch):
+def test_more_rows_than_a_queue_holds_are_several_queues(self_, prompts, monkeypatch):
     monkeypatch.setattr(rollout, "QUEUE", 2)
-    openings = np.arange(3, 20, dtype=np.int32)[:, None], np.ones(17, np.int32)
-    whole = rollout.generate(*self_, openings, KEY, batch_size=17, **OPTIONS)
-    split = rollout.generate(*self_, openings, KEY, batch_size=3, **OPTIONS)
+    prompts = tuple(np.concatenate([x] * 4)[:17] for x in prompts)
+    masks = np.random.default_rng(3).random((17, 2, 3)) < 0.5
+    whole = rollout.generate(*self_, prompts, KEY, batch_size=17, active=masks, **OPTIONS)
+    split = rollout.generate(*self_, prompts, KEY, batch_size=3, active=masks, **OPTIONS)
     np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
+    np.testing.assert_array_equal(split.length_B, whole.length_B)
     np.testing.assert_array_equal(split.ended_B, whole.ended_B)
+    np.testing.assert_allclose(split.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_that_are_long_against_what_is_sampled_are_read_in_batches(self_, prompts, monkeypatch):
+    whole = rollout.generate(*self_, prompts, KEY, batch_size=5, max_new=4)
+    used = []
+    compiled = rollout.compiled
+    monkeypatch.setattr(rollout, "compiled", lambda f, options: used.append(f) or compiled(f, options))
+    for read in (WIDTH / 4, WIDTH / 4 - 1e-6):
+        monkeypatch.setattr(rollout, "READ", read)
+        split = rollout.generate(*self_, prompts, KEY, batch_size=2, max_new=4)
+        np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
+    assert used == [self_[0].drain, self_[0].decode]
 
 
 def test_a_mesh_samples_the_same_texts(on_mesh, prompts, whole):
@@ -102,7 +118,7 @@ def test_a_mesh_samples_the_same_texts(on_mesh, prompts, whole):
 
 @pytest.mark.parametrize("rows", [5, 20])  # a batch, a queue
 def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, monkeypatch):
-    compiled, given = rollout._compiled, []
+    compiled, given = rollout.compiled, []
     monkeypatch.setattr(rollout, "QUEUE", 2)  # what is done for the whole queue counts little
     prompts = tuple(np.concatenate([x] * 4)[:rows] for x in prompts)
 
@@ -110,7 +126,7 @@ def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, mon
         run = compiled(*args)
         return lambda *args: given.append((run, args)) or run(*args)
 
-    monkeypatch.setattr(rollout, "_compiled", spied)
+    monkeypatch.setattr(rollout, "compiled", spied)
     rollout.generate(*on_mesh, prompts, KEY, batch_size=16, **OPTIONS)
     ((run, (params, memory, *told)),) = given
 
@@ -176,15 +192,13 @@ def parrot(tok):
 
 
 def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(parrot):
-    model = parrot
     memory = Memory(None, None, np.zeros((2, 3), bool))
     prompts = rollout.padded([[5] * (3 * WIDTH - 6), [6] * 20])
-    full = rollout.generate(model, {}, memory, prompts, KEY, batch_size=2, max_new=5, temperature=0.0)
+    full = rollout.generate(parrot, {}, memory, prompts, KEY, batch_size=2, max_new=5, temperature=0.0)
     assert full.tokens_BT.shape == (2, 3 * WIDTH)
 
 
 def test_answers_come_in_the_order_of_the_questions(tok, parrot):
-    model = parrot
     words = [f" {w}" for w in ("red", "green", "blue", "white", "black")]
     assert all(len(tok.encode(w)) == 1 for w in words)
     lengths = [2 * WIDTH - 2, 2, 1, WIDTH + 1, WIDTH + 4]
@@ -192,6 +206,6 @@ def test_answers_come_in_the_order_of_the_questions(tok, parrot):
     masks = np.zeros((5, 2, 3), bool)
     masks[0, 0, :2] = masks[3, 1, :] = masks[4, 0, 1] = True
     memory = Memory(None, None, np.zeros((2, 3), bool))
-    answers = rollout.answer(model, tok, {}, memory, questions, max_new=4, batch_size=2, active=masks)
+    answers = rollout.answer(parrot, tok, {}, memory, questions, max_new=4, batch_size=2, active=masks)
     assert answers == ["red two", "green zero", "blue zero", "white three", "black one"]
-    assert rollout.answer(model, tok, {}, memory, [], max_new=4, batch_size=2) == []
+    assert rollout.answer(parrot, tok, {}, memory, [], max_new=4, batch_size=2) == []

@@ -86,13 +86,12 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         routes_BTLE = None if routes is None else routes.mean(0)
         return Output(unembed(params, hidden_BTD), hidden_BTD, routes_BTLE, ys["router_BTLE"])
 
-    def room(prompt: int, new: int) -> int:
+    def check_length(prompt: int, new: int) -> None:
         if config.max_len < prompt + new:
             raise ValueError(
                 f"prompts padded to {prompt} tokens plus {new} new ones exceed "
                 f"model.max_len={config.max_len}; shorten the prompts, sample less or raise the key"
             )
-        return prompt + new
 
     def decode(
         params: Tree,
@@ -108,7 +107,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         Raises:
           ValueError: padded prompts and new tokens together are longer than `model.max_len`.
         """
-        room(prompts_BT.shape[1], options["max_new"])
+        check_length(prompts_BT.shape[1], options["max_new"])
 
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
             hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, cache, random_keys_B)
@@ -122,10 +121,10 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
 
     def drain(
         params: Tree,
-        prompts_NT: Array,
-        lengths_N: Array,
-        keys_N: Array,
-        count: Array,
+        prompts_QT: Array,
+        lengths_Q: Array,
+        keys_Q: Array,
+        rows: Array,
         seats_B: Array,
         *,
         memory: Memory | None = None,
@@ -134,7 +133,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         """Samples continuations of a queue; arguments, options and returns as in `decode.drain`, memory as in
         `apply` (a mask of slots per row is one per row of the queue); raises as `decode`.
         """
-        B, ring = len(seats_B), room(prompts_NT.shape[1], options["max_new"]) - 1
+        check_length(prompts_QT.shape[1], options["max_new"])
         per_row = memory is not None and memory.active_LE.ndim == 3
 
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B, row_B):
@@ -142,17 +141,17 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
             hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, seen, cache, random_keys_B)
             return unembed(params, hidden_BTD)[:, 0], ys["kv"]
 
-        def stacked():
-            tokens_BT = jnp.zeros((B, ring), jnp.int32)
-            mask_BTS = jnp.ones((B, ring, ring), bool)
-            shared = memory and memory_lib.with_active(memory, jnp.zeros(memory.active_LE.shape[-2:], bool))
-            return run(params, tokens_BT, tokens_BT, mask_BTS, shared)[1]["kv"]
+        def empty(slots: int) -> Tree:
+            def read():
+                tokens_BT = jnp.zeros((len(seats_B), slots), jnp.int32)
+                mask_BTS = jnp.ones((len(seats_B), slots, slots), bool)
+                seen = memory and memory_lib.with_active(memory, jnp.zeros(memory.active_LE.shape[-2:], bool))
+                return run(params, tokens_BT, tokens_BT, mask_BTS, seen)[1]["kv"]
 
-        shapes = jax.eval_shape(stacked)
-        empty = [tuple(jnp.zeros(x.shape[1:], x.dtype) for x in shapes) for _ in range(config.layers)]
-        return decode_lib.drain(
-            step, empty, prompts_NT, lengths_N, keys_N, count, seats_B, eos=eos, **options
-        )
+            shapes = jax.eval_shape(read)
+            return [tuple(jnp.zeros(x.shape[1:], x.dtype) for x in shapes) for _ in range(config.layers)]
+
+        return decode_lib.drain(step, empty, prompts_QT, lengths_Q, keys_Q, rows, seats_B, eos=eos, **options)
 
     return Model(
         config=config,

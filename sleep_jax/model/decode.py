@@ -183,11 +183,11 @@ def _joined(
 
 def drain(
     step: Callable[..., tuple[Array, Tree]],
-    cache: Tree,
-    prompts_NT: Array,
-    lengths_N: Array,
-    keys_N: Array,
-    count: Array,
+    empty: Callable[[int], Tree],
+    prompts_QT: Array,
+    lengths_Q: Array,
+    keys_Q: Array,
+    rows: Array,
     seats_B: Array,
     *,
     max_new: int,
@@ -200,30 +200,34 @@ def drain(
 ) -> Rollout:
     """Continues a queue of prompts, B at a time: a row that has ended leaves its seat to the next at once.
 
-    The same texts as `decode`, without its two kinds of waste: rows that have ended and wait for the longest,
-    and prompts that are padded to the longest. Every iteration takes one token of every seat, of the prompt
-    first and then of what is sampled ("continuous batching", Orca, Yu et al. 2022). All seats write their
-    keys and values into one slot of a ring of S = T + max_new - 1; a row reads what was written since it sat
-    down, so a seat needs no clearing and the write is one slice update.
+    The same texts as `decode` up to rounding, without its two kinds of waste: rows that have ended and wait
+    for the longest, and prompts that are padded to the longest. Every iteration takes one token of every
+    seat, of the prompt first and then of what is sampled ("continuous batching", Orca, Yu et al. 2022). All
+    seats write their keys and values into one slot of a ring of S = T + max_new - 1; a row reads what was
+    written since it sat down, so a seat needs no clearing and the write is one slice update. In return each
+    token of a prompt is a step of its own and pays for the output head: prompts much longer than what is
+    sampled are for `decode`.
 
     Args:
       step: as in `decode`, always with a cache, and with row_B, the row in each seat, as a last argument.
-      cache: an empty `kv` with S slots.
-      prompts_NT: int32, right-padded.
-      lengths_N: true lengths, at least 1.
-      keys_N: one random key per row.
-      count: how many of the N rows there are; nothing is sampled for the rest.
+      empty: the `kv` of so many empty slots.
+      prompts_QT: int32, right-padded.
+      lengths_Q: true lengths, at least 1.
+      keys_Q: one random key per row.
+      rows: how many of the Q there are; nothing is sampled for the rest.
       seats_B: 0, 1, ..., B - 1, split over the mesh as the work shall be.
-      max_new, eos, pad, temperature, top_k, top_p, random_expert: as in `decode`.
+      max_new, eos, pad, temperature, top_k, top_p: as in `decode`.
+      random_expert: each router opens one extra random active expert: the same for all tokens of a prompt,
+        and another for each token behind it.
 
     Returns:
-      Rollout of N rows of T + max_new tokens, as `decode` has it.
+      Rollout of Q rows of T + max_new tokens, as `decode` has it.
     """
-    N, T = prompts_NT.shape
+    Q, T = prompts_QT.shape
     S = T + max_new - 1
 
     def sit(row_B):
-        return jnp.where(row_B < count, row_B, N)  # N: nobody sits here any more
+        return jnp.where(row_B < rows, row_B, Q)  # Q: nobody sits here any more
 
     row_B = sit(seats_B)
     state = {
@@ -231,21 +235,21 @@ def drain(
         "next": jnp.int32(len(seats_B)),
         "row_B": row_B,
         "at_B": jnp.zeros_like(row_B),
-        "token_B": prompts_NT[jnp.minimum(row_B, N - 1), 0],
-        "kv": cache,
-        "new_NT": jnp.full((N, max_new), pad, jnp.int32),
-        "logp_NT": jnp.zeros((N, max_new), jnp.float32),
-        "count_N": jnp.zeros(N, jnp.int32),
-        "ended_N": jnp.zeros(N, bool),
+        "token_B": prompts_QT[jnp.minimum(row_B, Q - 1), 0],
+        "kv": empty(S),
+        "new_QT": jnp.full((Q, max_new), pad, jnp.int32),
+        "logp_QT": jnp.zeros((Q, max_new), jnp.float32),
+        "count_Q": jnp.zeros(Q, jnp.int32),
+        "ended_Q": jnp.zeros(Q, bool),
     }
 
     def going(s):
-        return jnp.any(s["row_B"] < N)
+        return jnp.any(s["row_B"] < Q)
 
     def advance(s):
         i, at_B = s["i"], s["at_B"]
-        row_B = jnp.minimum(s["row_B"], N - 1)
-        length_B, keys_B = lengths_N[row_B], keys_N[row_B]
+        row_B = jnp.minimum(s["row_B"], Q - 1)
+        length_B, keys_B = lengths_Q[row_B], keys_Q[row_B]
         mask_BS = (i - jnp.arange(S)) % S <= at_B[:, None]
         number_B = jnp.maximum(at_B + 1 - length_B, 0)
         random_keys_B = _expert_keys(keys_B, number_B) if random_expert else None
@@ -254,13 +258,13 @@ def drain(
         )
         token_B, logp_B = _sample(logits_BV, keys_B, number_B, temperature, top_k, top_p)
         reading_B = at_B + 1 < length_B
-        told_B = jnp.where(reading_B, N, s["row_B"])  # whose token this is; N's are dropped
+        told_B = jnp.where(reading_B, Q, s["row_B"])  # whose token this is; Q's are dropped
         ended_B = token_B == eos
 
-        left_B = (~reading_B & (ended_B | (number_B + 1 == max_new))) | (s["row_B"] == N)
+        left_B = (~reading_B & (ended_B | (number_B + 1 == max_new))) | (s["row_B"] == Q)
         row_B = jnp.where(left_B, sit(s["next"] + jnp.cumsum(left_B) - 1), s["row_B"])
         at_B = jnp.where(left_B, 0, at_B + 1)
-        read_B = prompts_NT[jnp.minimum(row_B, N - 1), jnp.minimum(at_B, T - 1)]
+        read_B = prompts_QT[jnp.minimum(row_B, Q - 1), jnp.minimum(at_B, T - 1)]
         return {
             "i": i + 1,
             "next": s["next"] + left_B.sum(dtype=jnp.int32),
@@ -268,11 +272,11 @@ def drain(
             "at_B": at_B,
             "token_B": jnp.where(left_B | reading_B, read_B, token_B),
             "kv": kv,
-            "new_NT": s["new_NT"].at[told_B, number_B].set(token_B, mode="drop"),
-            "logp_NT": s["logp_NT"].at[told_B, number_B].set(logp_B, mode="drop"),
-            "count_N": s["count_N"].at[told_B].add(1, mode="drop"),
-            "ended_N": s["ended_N"].at[told_B].set(ended_B, mode="drop"),
+            "new_QT": s["new_QT"].at[told_B, number_B].set(token_B, mode="drop"),
+            "logp_QT": s["logp_QT"].at[told_B, number_B].set(logp_B, mode="drop"),
+            "count_Q": s["count_Q"].at[told_B].add(1, mode="drop"),
+            "ended_Q": s["ended_Q"].at[told_B].set(ended_B, mode="drop"),
         }
 
     s = jax.lax.while_loop(going, advance, state)
-    return _joined(prompts_NT, lengths_N, s["new_NT"], s["logp_NT"], s["count_N"], s["ended_N"], pad)
+    return _joined(prompts_QT, lengths_Q, s["new_QT"], s["logp_QT"], s["count_Q"], s["ended_Q"], pad)

@@ -174,24 +174,22 @@ def retold(
     Raises:
       ValueError: a prompt leaves no room for `max_new` tokens in `model.max_len`.
     """
-    asked = max((e.prompt_length for e in dreams), default=0)
-    width = model.config.max_len
-    found = []
-    for start in range(0, len(dreams), batch_size):
-        part = dreams[start : start + batch_size]
-        finished = rollout.generate(
-            model,
-            params,
-            memory,
-            rollout.padded([e.tokens[: e.prompt_length] for e in part], asked),
-            jax.random.key(0),
-            batch_size=batch_size,
-            max_new=max_new,
-            temperature=0.0,
-        )
-        told = rollout.padded([e.tokens for e in part], width)
-        found.append(rewards(finished, told, semantic, config)["reward"])
-    return np.concatenate(found) if found else np.zeros(0)
+    if not dreams:
+        return np.zeros(0)
+    finished = rollout.generate(
+        model,
+        params,
+        memory,
+        rollout.padded([e.tokens[: e.prompt_length] for e in dreams]),
+        jax.random.key(0),
+        batch_size=batch_size,
+        max_new=max_new,
+        temperature=0.0,
+    )
+    told = rollout.padded([e.tokens for e in dreams], model.config.max_len)
+    parts = (slice(start, start + batch_size) for start in range(0, len(dreams), batch_size))
+    found = [rewards(*jax.tree.map(lambda x, p=p: x[p], (finished, told)), semantic, config) for p in parts]
+    return np.concatenate([f["reward"] for f in found])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,7 +81,8 @@ def recall(
         free text.
       longest: tokens that a dream may have, to be taught and to be asked again; None is what the model can
         hold beside an answer.
-      beside: what there is already; a copy of it is a *duplicate*.
+      beside: what this self has answered already: its prompts are not asked again, and a copy of it is a
+        *duplicate*, known or not.
 
     Returns:
       All dreams, kept or not, in the order they were dreamt.
@@ -90,7 +91,7 @@ def recall(
     dreams: list[Dream] = []
     seen = {d.example for d in beside}
     told: set[str] = set()
-    # A prompt is answered once; what stands beside is dropped as a duplicate whoever else knows it.
+    # By prompt, the self's answer and whether the self before gives the same: each is asked once.
     heard = {d.example.prompt: (d.example.answer, False) for d in beside}
     kept = 0
     for round_ in range(config.rounds):

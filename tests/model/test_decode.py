@@ -292,12 +292,12 @@ def queue():
 
 
 @pytest.mark.parametrize("options", [{}, CUT, {"temperature": 0.0}, {"random_expert": True}], ids=str)
-@pytest.mark.parametrize("per_row", [False, True])
-def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, per_row):
+@pytest.mark.parametrize("masks", ["the memory's", "per row", "no memory"])
+def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, masks):
     params, memory = self_
-    if per_row:
+    if masks == "per row":
         memory = memory_lib.with_active(memory, np.random.default_rng(2).random((N, 2, 3)) < 0.5)
-    options = {"memory": memory, "max_new": NEW} | options
+    options = {"memory": None if masks == "no memory" else memory, "max_new": NEW} | options
     batch = jax.jit(lambda *rows: model.decode(params, *rows, **options))(*queue)
     drained = jax.jit(lambda *rows: model.drain(params, *rows, np.arange(SEATS), **options))(*queue, QUEUED)
     batch, drained = (jax.tree.map(np.asarray, x) for x in (batch, drained))
@@ -308,6 +308,20 @@ def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, per_
     np.testing.assert_allclose(drained.logps_BT[:QUEUED], batch.logps_BT[:QUEUED], rtol=1e-4, atol=1e-5)
     assert batch.sampled_BT[:QUEUED].sum() > 2 * QUEUED
     assert not drained.sampled_BT[QUEUED:].any(), "nothing is sampled for what is padding"
+
+
+def test_a_queue_in_half_precision_says_what_it_scores(tiny, self_, queue):
+    half, full = (tiny(heads=4, kv_heads=2, qk_norm=True, qkv_bias=True, tie_embeddings=False, **options)
+                  for options in ({"compute_dtype": "bfloat16"}, {}))  # fmt: skip
+    params, memory = self_
+    forget = memory_lib.with_active(memory, np.zeros((2, 3), bool))  # a hard gate may tip by rounding
+    options = {"memory": forget, "max_new": NEW}
+    out = jax.jit(lambda *rows: half.drain(params, *rows, np.arange(SEATS), **options))(*queue, QUEUED)
+    logits_BTV = full.apply(params, out.tokens_BT, memory=forget).logits_BTV
+    logp_BTV = log_softmax(np.asarray(logits_BTV, np.float64))
+    assert len(said(out)) > 2 * QUEUED
+    for b, t in said(out):
+        assert out.logps_BT[b, t] == pytest.approx(logp_BTV[b, t - 1, out.tokens_BT[b, t]], abs=0.15)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
@@ -325,9 +339,13 @@ def test_a_row_sits_down_where_another_has_ended_and_reads_its_own_text_alone(co
         return jax.nn.one_hot(jnp.asarray(script)[row_B, positions_BT[:, 0] + 1], V) * 5, key_BSK
 
     prompts = np.where(np.arange(4) < lengths_N[:, None], script[:, :4], 17), lengths_N
-    keys, cache = jax.random.split(jax.random.key(0), 10), jnp.zeros((2, ring, 1), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), 10)
     options = {"max_new": 5, "eos": EOS, "temperature": 0.0}
-    run = jax.jit(lambda *rows: drain(step, cache, *rows, count, np.arange(2), **options))
+
+    def empty(slots):
+        return jnp.zeros((2, slots, 1), jnp.int32)
+
+    run = jax.jit(lambda *rows: drain(step, empty, *rows, count, np.arange(2), **options))
     out = jax.tree.map(np.asarray, run(*prompts, keys))
     jax.effects_barrier()
     for n in range(count):

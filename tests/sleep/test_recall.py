@@ -184,6 +184,15 @@ def test_a_duplicate_of_an_earlier_round_is_a_duplicate(model, tok, memory, on_s
     assert [q.prompt for q in stage.asked] == ["what?"], "a prompt is asked once"
 
 
+def test_what_is_known_stays_known_in_later_rounds(model, tok, memory, on_stage):
+    known, new = recalling(tok, "what?", "it"), recalling(tok, "where?", "Bath")
+    mine = {"what?": "it", "where?": "Bath"}
+    stage = on_stage([[new, known], [known]], {(1, False): mine, (0, False): {"what?": "it"}})
+    dreams = dream(model, tok, memory, past_of(1), 2, dataclasses.replace(CONFIG, rounds=2))
+    assert [d.reason for d in dreams] == ["", "known", "known"]
+    assert Counter(q.prompt for q in stage.asked) == {"what?": 2, "where?": 2}, "each self once"
+
+
 def test_no_answer_gets_much_more_than_an_even_share(model, tok, memory, on_stage):
     often = [(f"where is {i}?", "Bath") for i in range(9)]
     pairs = [*often, ("what?", "a word"), ("what is it?", "it"), ("is it?", "is")]
