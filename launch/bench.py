@@ -209,13 +209,13 @@ class Workbench:
 
     def sampling(self, queued: bool, rows: int, width: int, new: int, temperature: float) -> tuple:
         """Sampling of `new` tokens behind prompts of `width`, lowered; and its arguments."""
-        model, seats = self.model, rows // WAVES
+        model = self.model
         options = tuple(sorted({"max_new": new, "temperature": temperature}.items()))
         run = rollout.compiled(model.drain if queued else model.decode, options)
         told = self.tokens(rows, width), np.full(rows, width, np.int32)
         keys = rng.per_row(self.key, rows)
         if queued:
-            seats = partition.put_rows(np.arange(seats, dtype=np.int32), self.params)
+            seats = partition.put_rows(np.arange(rows // WAVES, dtype=np.int32), self.params)
             args = self.params, self.resting, *told, keys, rows, seats
         else:
             args = self.params, self.resting, *partition.put_rows(told, self.params), keys

@@ -151,7 +151,6 @@ def decode(
         }
 
     s = jax.lax.while_loop(going, advance, state)
-
     return _joined(prompts_BT, lengths_B, s["new_BT"], s["logp_BT"], s["count_B"], s["done_B"], pad)
 
 
