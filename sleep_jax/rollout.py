@@ -42,14 +42,16 @@ def generate(
 ) -> Rollout:
     """Continues n prompts: in batches, or as a queue for `batch_size` seats.
 
-    A queue wherever there are more prompts than seats, unless they are long against what is sampled (`READ`).
-    Either way gives the same texts up to rounding.
+    A queue whatever n is, so that one shape is compiled; but exactly one full batch is decoded as such, and
+    prompts that are long against what is sampled (`READ`) in batches. Either way gives the same texts up to
+    rounding.
 
     Args:
       model, params, memory: who speaks.
       prompts: int32 [n, T] right-padded and their true lengths [n].
       key: row i samples with `rng.per_row(key, n)[i]`, whatever the batch size.
-      batch_size: rows computed at once; a batch of fewer is padded with copies of the first.
+      batch_size: rows computed at once; a batch of fewer is padded with copies of the first, in a queue of
+        fewer some seats stay empty.
       active: bool [n, L, E], a mask of slots per row; None leaves the memory's own.
       **options: of `decode.decode`.
 
@@ -69,7 +71,7 @@ def generate(
     width = 1 if longest == 1 else min(-(-longest // WIDTH) * WIDTH, room)
     tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
     keys = rng.per_row(key, n)
-    queued = n > batch_size and width <= READ * options["max_new"]
+    queued = n != batch_size and width <= READ * options["max_new"]
     run = compiled(model.drain if queued else model.decode, tuple(sorted(options.items())))
     rows = QUEUE * batch_size if queued else batch_size
     order = np.argsort(-lengths, kind="stable") if queued else np.arange(n)  # long ones last would sit alone

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,10 +40,11 @@ def whole(self_, prompts):
     return rollout.generate(*self_, prompts, KEY, batch_size=5, active=MASKS, **OPTIONS)
 
 
-def test_texts_do_not_depend_on_the_batch_size(self_, prompts, whole):
+@pytest.mark.parametrize("seats", [2, 8])
+def test_texts_do_not_depend_on_the_batch_size(seats, self_, prompts, whole):
     tokens, lengths = prompts
     assert isinstance(whole.tokens_BT, np.ndarray) and len(np.unique(whole.tokens_BT, axis=0)) == 5
-    split = rollout.generate(*self_, prompts, KEY, batch_size=2, active=MASKS, **OPTIONS)
+    split = rollout.generate(*self_, prompts, KEY, batch_size=seats, active=MASKS, **OPTIONS)
     np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
     np.testing.assert_array_equal(split.length_B, whole.length_B)
     np.testing.assert_allclose(split.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
@@ -102,21 +105,23 @@ def test_prompts_that_are_long_against_what_is_sampled_are_read_in_batches(self_
     used = []
     compiled = rollout.compiled
     monkeypatch.setattr(rollout, "compiled", lambda f, options: used.append(f) or compiled(f, options))
-    for read in (WIDTH / 4, WIDTH / 4 - 1e-6):
+    for read, seats in itertools.product((WIDTH / 4, WIDTH / 4 - 1e-6), (2, 5, 8)):
         monkeypatch.setattr(rollout, "READ", read)
-        split = rollout.generate(*self_, prompts, KEY, batch_size=2, max_new=4)
+        split = rollout.generate(*self_, prompts, KEY, batch_size=seats, max_new=4)
         np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
-    assert used == [self_[0].drain, self_[0].decode]
+    drain, decode = self_[0].drain, self_[0].decode
+    assert used == [drain, decode, drain, decode, decode, decode], "one full batch is one, short as it may be"
 
 
-def test_a_mesh_samples_the_same_texts(on_mesh, prompts, whole):
+def test_a_mesh_samples_the_same_texts_in_batches(on_mesh, prompts, whole, monkeypatch):
+    monkeypatch.setattr(rollout, "READ", 0)
     for size in (8, 5):  # 5 rows do not divide over 8 devices: all of them compute all
         out = rollout.generate(*on_mesh, prompts, KEY, batch_size=size, active=MASKS, **OPTIONS)
         np.testing.assert_array_equal(out.tokens_BT, whole.tokens_BT)
         np.testing.assert_allclose(out.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [5, 20])  # a batch, a queue
+@pytest.mark.parametrize("rows", [16, 20])  # a batch, a queue
 def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, monkeypatch):
     compiled, given = rollout.compiled, []
     monkeypatch.setattr(rollout, "QUEUE", 2)  # what is done for the whole queue counts little
@@ -134,8 +139,8 @@ def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, mon
         cost = run.lower(params, memory, *told).compile().cost_analysis()
         return (cost[0] if isinstance(cost, list) else cost)["flops"]
 
-    assert rows == 5 or told[3] == rows, "of 32 places in the queue"
-    split = told[0] if rows == 5 else told[-1]  # the prompts, the seats
+    assert rows == 16 or told[3] == rows, "of 32 places in the queue"
+    split = told[0] if rows == 16 else told[-1]  # the prompts, the seats
     assert {len(s.data) for s in split.addressable_shards} == {2}
     assert flops(told) < 0.3 * flops([told[2] if x is told[2] else np.asarray(x) for x in told])
 
