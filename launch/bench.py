@@ -76,6 +76,9 @@ class Workbench:
     Attributes:
       config: whose sizes are taken.
       partitioner: over all devices.
+      slot: the one that is seeded; those before it are open.
+      memory, resting, student: awake, asleep, and what the slot joins, each without slots that a life would
+        not compute.
     """
 
     def __init__(self, config: Config):
@@ -89,9 +92,10 @@ class Workbench:
         self.params = self.partitioner.put(jax.jit(self.model.init)(self.key))
         memory = jax.jit(self.model.init_memory)(self.key)
         self.slot = config.memory.slots // 2
-        open_LE = memory.active_LE.at[0, : self.slot].set(True)
-        self.memory = self.partitioner.put(memory_lib.with_active(memory, open_LE))
+        memory = memory_lib.with_active(memory, memory.active_LE.at[0, : self.slot].set(True))
+        self.memory = self.partitioner.put(memory_lib.without_locked(memory))
         self.resting = memory_lib.rest(self.memory)
+        self.student = self.partitioner.put(memory_lib.first_slots(memory_lib.rest(memory), self.slot + 1))
 
     @property
     def practised(self) -> bool:
@@ -196,7 +200,7 @@ class Workbench:
                 advantage_B=self.draw.normal(size=own).astype(np.float32),
             )
         step, state = steps.make(objective, optimizer), steps.init(optimizer, slot)
-        return self.training("seeding step", step, state, (self.params, self.resting), batch)
+        return self.training("seeding step", step, state, (self.params, self.student), batch)
 
     def scoring(self) -> Piece:
         """What the awake teacher says of packed rows."""

@@ -71,6 +71,10 @@ def generate(
     width = 1 if longest == 1 else min(-(-longest // WIDTH) * WIDTH, room)
     tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
     keys = rng.per_row(key, n)
+    if memory is not None:
+        memory = memory_lib.without_locked(
+            memory if active is None else memory_lib.with_active(memory, active)
+        )
     queued = n != batch_size and width <= READ * options["max_new"]
     run = compiled(model.drain if queued else model.decode, tuple(sorted(options.items())))
     rows = QUEUE * batch_size if queued else batch_size
@@ -79,7 +83,7 @@ def generate(
     for start in range(0, n, rows):
         index = np.arange(start, start + rows)
         index = order[np.where(index < n, index, 0)]
-        self_ = memory if active is None else memory_lib.with_active(memory, active[index])
+        self_ = memory if active is None else memory_lib.with_active(memory, memory.active_LE[index])
         told = tokens[index], lengths[index], keys[index]
         if queued:
             seats = partition.put_rows(np.arange(batch_size, dtype=np.int32), params)

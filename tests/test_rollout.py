@@ -145,6 +145,21 @@ def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, mon
     assert flops(told) < 0.3 * flops([told[2] if x is told[2] else np.asarray(x) for x in told])
 
 
+@pytest.mark.parametrize("seats", [5, 2])  # a batch, queues
+def test_slots_that_nobody_has_open_are_not_computed(seats, self_, prompts, monkeypatch):
+    compiled, shapes = rollout.compiled, []
+
+    def spied(*args):
+        run = compiled(*args)
+        return lambda *args: shapes.append(args[1].bank["w_NLDE"].shape[-1]) or run(*args)
+
+    monkeypatch.setattr(rollout, "compiled", spied)
+    assert not self_[2].active_LE.any()
+    for active in (None, MASKS, MASKS & [True, True, False]):
+        rollout.generate(*self_, prompts, KEY, batch_size=seats, active=active, **OPTIONS)
+    assert shapes == [2, 3, 2]
+
+
 def test_no_prompt_is_an_error(self_):
     with pytest.raises(ValueError, match="no prompt"):
         rollout.generate(*self_, rollout.padded([], 4), KEY, batch_size=2, **OPTIONS)
@@ -182,7 +197,7 @@ def parrot(tok):
     def decode(params, prompts_BT, lengths_B, keys_B, *, memory, max_new, temperature):
         assert temperature == 0
         B = len(prompts_BT)
-        open_B = jnp.broadcast_to(memory.active_LE, (B, 2, 3)).sum((1, 2))
+        open_B = jnp.broadcast_to(memory.active_LE.sum((-1, -2)), B)
         said_BT = jnp.stack([prompts_BT[:, 1], numbers[open_B], jnp.full(B, tok.eos)], axis=1)
         tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)))
         put = jax.vmap(lambda row, said, n: jax.lax.dynamic_update_slice(row, said, (n,)))
@@ -197,7 +212,7 @@ def parrot(tok):
 
 
 def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(parrot):
-    memory = Memory(None, None, np.zeros((2, 3), bool))
+    memory = Memory(None, {}, np.zeros((2, 3), bool))
     prompts = rollout.padded([[5] * (3 * WIDTH - 6), [6] * 20])
     full = rollout.generate(parrot, {}, memory, prompts, KEY, batch_size=2, max_new=5, temperature=0.0)
     assert full.tokens_BT.shape == (2, 3 * WIDTH)
@@ -210,7 +225,7 @@ def test_answers_come_in_the_order_of_the_questions(tok, parrot):
     questions = [Example((w * n).strip(), "?") for w, n in zip(words, lengths, strict=True)]
     masks = np.zeros((5, 2, 3), bool)
     masks[0, 0, :2] = masks[3, 1, :] = masks[4, 0, 1] = True
-    memory = Memory(None, None, np.zeros((2, 3), bool))
+    memory = Memory(None, {}, np.zeros((2, 3), bool))
     answers = rollout.answer(parrot, tok, {}, memory, questions, max_new=4, batch_size=2, active=masks)
     assert answers == ["red two", "green zero", "blue zero", "white three", "black one"]
     assert rollout.answer(parrot, tok, {}, memory, [], max_new=4, batch_size=2) == []

@@ -41,7 +41,7 @@ def wake(world: World, name: str, state: State, cycle: int, experience: Experien
     batches = pipeline.batches(rows, per_chunk, world.seed * 1000 + cycle, epochs=c.wake.passes)
     chunks = -(-len(rows.tokens_BT) * c.wake.passes // per_chunk)
     morning = wake_lib.init(c.wake, state.memory.fast, len(c.memory.periods))
-    frozen = (state.params, memory_lib.rest(state.memory))
+    frozen = (state.params, memory_lib.without_locked(memory_lib.rest(state.memory)))
     step = wake_lib.make(model, c.wake, chunks)
     evening, _ = fit(world, name, cycle, step, morning, frozen, batches, chunks)
     return dataclasses.replace(state, memory=dataclasses.replace(state.memory, fast=evening.fast))

@@ -111,6 +111,18 @@ def first_slots(memory: Memory, count: int) -> Memory:
     return dataclasses.replace(memory, bank=bank, active_LE=memory.active_LE[..., :count])
 
 
+def without_locked(memory: Memory) -> Memory:
+    """The same function at the cost of the slots in use: those behind the last open one are left out.
+
+    In pairs, so that not every night has programs of its own to compile. Where masks differ by row
+    (`active_LE` of axes [B, L, E]) a slot is in use if it is open for any.
+    """
+    active_LE = np.asarray(memory.active_LE)
+    used_E = active_LE.any(tuple(range(active_LE.ndim - 1)))
+    pairs = np.flatnonzero(used_E).max(initial=0) // 2 + 1
+    return first_slots(memory, min(2 * int(pairs), len(used_E)))
+
+
 def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
     """The parameters of one slot at unlock: A ~ N(0, 1/D), B = 0, router column and bias 0.
 

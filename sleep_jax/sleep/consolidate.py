@@ -291,6 +291,7 @@ def _scored(
 ) -> np.ndarray:
     """hidden_BTD of all rows, `batch_size` at a time; the last call repeats the last row."""
     n = len(fields[0])
+    memory = memory_lib.without_locked(memory)
     hidden = []
     for start in range(0, n, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), n - 1)

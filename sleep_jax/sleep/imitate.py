@@ -290,10 +290,10 @@ class Practiser:
             rows = np.flatnonzero([t.awake == awake for t in teachers])
             if not len(rows):
                 continue
-            memory = seen_by(self.memory, teachers[rows[0]])
             active = np.stack([teachers[i].active for i in rows])
+            memory = memory_lib.with_active(seen_by(self.memory, teachers[rows[0]]), active)
             told = partition.put_rows(tokens_BT[rows], self.params)
-            scored = self.score(self.params, memory_lib.with_active(memory, active), told)
+            scored = self.score(self.params, memory_lib.without_locked(memory), told)
             hidden[rows] = partition.fetch(scored)
         return hidden
 

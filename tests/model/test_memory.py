@@ -227,6 +227,23 @@ def test_locked_slots_behind_the_others_may_be_left_out(model, run, grown):
     assert np.abs(fewer - run(params, whole, x).logits_BTV).max() > 0.05, "that slot was open"
 
 
+@pytest.mark.parametrize(
+    ("in_use", "kept"), [((), 2), ((0,), 2), ((1,), 2), ((2,), 4), ((0, 3), 4), ((4,), 5)], ids=str
+)
+def test_slots_behind_the_last_open_one_are_left_out_in_pairs(in_use, kept, grown, tiny):
+    model = tiny(layers=1, slots=5)
+    params, memory = grown(model)
+    masks = np.zeros((3, 2, 5), bool)
+    masks[0, 1, list(in_use)] = masks[2, 0, list(in_use)[:1]] = True
+    for active in (masks[0], masks):
+        whole = memory_lib.with_active(memory, active)
+        few = memory_lib.without_locked(whole)
+        assert few.bank["a_NLEDR"].shape[2] == few.bank["w_NLDE"].shape[-1] == kept
+        np.testing.assert_array_equal(few.active_LE, active[..., :kept])
+        out, expected = (model.apply(params, tokens(3, T), memory=m).logits_BTV for m in (few, whole))
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_batch_of_masks_is_each_sequence_alone(model, run, grown):
     params, memory = grown(model)
     x, masks = tokens(B, T), [open_slots((0, 0), (1, 1)), open_slots((0, 2))]
