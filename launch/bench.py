@@ -32,7 +32,7 @@ from sleep_jax.partition import Partitioner
 from sleep_jax.settings import Config
 from sleep_jax.sleep import consolidate, imitate
 from sleep_jax.steps import Step
-from sleep_jax.types import Batch, Rollout, Tree
+from sleep_jax.types import Batch, Rollout, Sampling, Tree
 
 DOCUMENT = 20  # tokens per document in a packed row, about what an utterance with its intent takes
 MATMUL_S = 0.4  # seconds of matrix products per turn, as a step takes: short bursts escape the other jobs
@@ -211,11 +211,10 @@ class Workbench:
         run, shape = functools.partial(compiled, *args), f"{rows} x {length}"
         return Piece("teacher scoring", shape, rows * length, _flops(compiled), _bytes(compiled), run)
 
-    def sampling(self, queued: bool, rows: int, width: int, new: int, temperature: float) -> tuple:
+    def lowered(self, queued: bool, rows: int, width: int, new: int, temperature: float) -> tuple:
         """Sampling of `new` tokens behind prompts of `width`, lowered; and its arguments."""
         model = self.model
-        options = tuple(sorted({"max_new": new, "temperature": temperature}.items()))
-        run = rollout.compiled(model.drain if queued else model.decode, options)
+        run = rollout.compiled(model.drain if queued else model.decode, Sampling(new, temperature))
         told = self.tokens(rows, width), np.full(rows, width, np.int32)
         keys = rng.per_row(self.key, rows)
         if queued:
@@ -233,7 +232,7 @@ class Workbench:
         two nearly equal calls of the network (one of them reads no cache: the count is a few percent low).
         """
         whole, single = (
-            _flops(self.sampling(False, rows, *shape, temperature)[0])
+            _flops(self.lowered(False, rows, *shape, temperature)[0])
             for shape in ((width, new), (1, width + new - 1))
         )
         return whole + max(new - 2, 0) * single / 2
@@ -245,7 +244,7 @@ class Workbench:
         computes for tokens of prompts: its share of the matmul rate is a lower bound.
         """
         waves = WAVES if queued else 1
-        lowered, args = self.sampling(queued, waves * rows, width, new, temperature)
+        lowered, args = self.lowered(queued, waves * rows, width, new, temperature)
         compiled = lowered.compile()
         run, shape = functools.partial(compiled, *args), f"{waves * rows} x ({width} + {new})"
         flops = waves * self.work(rows, width, new, temperature)

@@ -11,7 +11,7 @@ from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.types import Array, Memory, Model, Rollout, Tree
+from sleep_jax.types import Array, Memory, Model, Rollout, Sampling, Tree
 
 WIDTH = 16  # longer prompts are padded to a multiple of this, so that few shapes are compiled
 QUEUE = 16  # batches in a compiled queue: the seats that empty at its end cost little
@@ -19,12 +19,12 @@ READ = 4  # times as long as what is sampled: longer prompts are read in one go 
 
 
 @functools.lru_cache(maxsize=64)
-def compiled(sampler: Callable[..., Rollout], options: tuple[tuple[str, object], ...]):
-    """`run(params, memory, *rows)` of a model's `decode` or `drain` with these options."""
+def compiled(sampler: Callable[..., Rollout], sampling: Sampling):
+    """`run(params, memory, *rows)` of a model's `decode` or `drain`."""
 
     @jax.jit
     def run(params, memory, *rows):
-        return sampler(params, *rows, memory=memory, **dict(options))
+        return sampler(params, *rows, sampling, memory=memory)
 
     return run
 
@@ -35,10 +35,10 @@ def generate(
     memory: Memory | None,
     prompts: tuple[np.ndarray, np.ndarray],
     key: Array,
+    sampling: Sampling,
     *,
     batch_size: int,
     active: np.ndarray | None = None,
-    **options,
 ) -> Rollout:
     """Continues n prompts: in batches, or as a queue for `batch_size` seats.
 
@@ -53,7 +53,6 @@ def generate(
       batch_size: rows computed at once; a batch of fewer is padded with copies of the first, in a queue of
         fewer some seats stay empty.
       active: bool [n, L, E], a mask of slots per row; None leaves the memory's own.
-      **options: of `decode.decode`.
 
     Returns:
       Rollout of numpy arrays with n rows.
@@ -66,7 +65,7 @@ def generate(
     if not n:
         raise ValueError("generate was given no prompt")
     longest = tokens.shape[1]
-    room = max(model.config.max_len - options["max_new"], longest)
+    room = max(model.config.max_len - sampling.max_new, longest)
     # A dream opens with one token: a cache of WIDTH more would be read for nothing.
     width = 1 if longest == 1 else min(-(-longest // WIDTH) * WIDTH, room)
     tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
@@ -75,8 +74,8 @@ def generate(
         memory = memory_lib.without_locked(
             memory if active is None else memory_lib.with_active(memory, active)
         )
-    queued = n != batch_size and width <= READ * options["max_new"]
-    run = compiled(model.drain if queued else model.decode, tuple(sorted(options.items())))
+    queued = n != batch_size and width <= READ * sampling.max_new
+    run = compiled(model.drain if queued else model.decode, sampling)
     rows = QUEUE * batch_size if queued else batch_size
     order = np.argsort(-lengths, kind="stable") if queued else np.arange(n)  # long ones last would sit alone
     parts = []
@@ -144,9 +143,8 @@ def answer(
         memory,
         prompts,
         jax.random.key(0),
+        Sampling(max_new, temperature=0.0),
         batch_size=batch_size,
         active=active,
-        max_new=max_new,
-        temperature=0.0,
     )
     return [tok.decode(ids).strip() for ids in completions(rollout, prompts[1])]

@@ -41,6 +41,34 @@ class Batch:
     positions_BT: Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+      max_new: most tokens sampled per row.
+      temperature: that logits are divided by; 0 means greedy.
+      top_k: how many of the likeliest tokens may be drawn; 0 means all.
+      top_p: the probability that those which may be drawn hold together; 1 means all.
+      random_expert: each router opens one extra random active expert.
+
+    Raises:
+      ValueError: a number outside its range.
+    """
+
+    max_new: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    random_expert: bool = False
+
+    def __post_init__(self):
+        if self.max_new < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"{self}: max_new must be at least 1, temperature and top_k not negative, top_p in (0, 1]"
+            )
+
+
 @_arrays
 class Rollout:
     """Prompts with what was sampled after them, right-padded.
@@ -125,8 +153,9 @@ class Model(NamedTuple):
       init_memory: `init_memory(key) -> Memory` with zero deltas and every slot locked.
       apply: `apply(params, tokens_BT, ...) -> Output`.
       unembed: `unembed(params, hidden_BTD) -> logits_BTV`, the last step of `apply` alone.
-      decode: `decode(params, prompts_BT, lengths_B, keys_B, ...) -> Rollout`, one batch.
-      drain: `drain(params, prompts_QT, lengths_Q, keys_Q, rows, seats_B, ...) -> Rollout`, a queue.
+      decode: `decode(params, prompts_BT, lengths_B, keys_B, sampling, *, memory) -> Rollout`, one batch.
+      drain: `drain(params, prompts_QT, lengths_Q, keys_Q, rows, seats_B, sampling, *, memory) -> Rollout`, a
+        queue.
     """
 
     config: Any

@@ -12,11 +12,11 @@ from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.rollout import WIDTH
-from sleep_jax.types import Memory, Model, Rollout
+from sleep_jax.types import Memory, Model, Rollout, Sampling
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
-OPTIONS = {"max_new": 5, "temperature": 0.9}
+HOW = Sampling(5, temperature=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ MASKS = np.random.default_rng(1).random((5, 2, 3)) < 0.5
 
 @pytest.fixture(scope="module")
 def whole(self_, prompts):
-    return rollout.generate(*self_, prompts, KEY, batch_size=5, active=MASKS, **OPTIONS)
+    return rollout.generate(*self_, prompts, KEY, HOW, batch_size=5, active=MASKS)
 
 
 @pytest.mark.parametrize("seats", [2, 8])
 def test_texts_do_not_depend_on_the_batch_size(seats, self_, prompts, whole):
     tokens, lengths = prompts
     assert isinstance(whole.tokens_BT, np.ndarray) and len(np.unique(whole.tokens_BT, axis=0)) == 5
-    split = rollout.generate(*self_, prompts, KEY, batch_size=seats, active=MASKS, **OPTIONS)
+    split = rollout.generate(*self_, prompts, KEY, HOW, batch_size=seats, active=MASKS)
     np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
     np.testing.assert_array_equal(split.length_B, whole.length_B)
     np.testing.assert_allclose(split.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
@@ -56,16 +56,16 @@ def test_the_memorys_own_mask_holds_where_none_is_given(self_, prompts):
     model, params, memory = self_
     own = memory_lib.with_active(memory, MASKS[0])
     masks = MASKS[[0] * 5]
-    told = rollout.generate(model, params, memory, prompts, KEY, batch_size=5, active=masks, **OPTIONS)
-    silent = rollout.generate(model, params, own, prompts, KEY, batch_size=5, **OPTIONS)
+    told = rollout.generate(model, params, memory, prompts, KEY, HOW, batch_size=5, active=masks)
+    silent = rollout.generate(model, params, own, prompts, KEY, HOW, batch_size=5)
     np.testing.assert_array_equal(told.tokens_BT, silent.tokens_BT)
 
 
 def test_openings_of_one_token_are_continued_as_if_they_were_padded(self_):
     openings = np.array([[5], [7], [5], [9]], np.int32), np.ones(4, np.int32)
     beside = np.pad(openings[0], ((0, 0), (0, 1))), openings[1]
-    short, padded = (rollout.generate(*self_, p, KEY, batch_size=4, **OPTIONS) for p in (openings, beside))
-    assert short.tokens_BT.shape == (4, 1 + OPTIONS["max_new"]) < padded.tokens_BT.shape
+    short, padded = (rollout.generate(*self_, p, KEY, HOW, batch_size=4) for p in (openings, beside))
+    assert short.tokens_BT.shape == (4, 1 + HOW.max_new) < padded.tokens_BT.shape
     np.testing.assert_array_equal(short.tokens_BT, padded.tokens_BT[:, : short.tokens_BT.shape[1]])
     np.testing.assert_array_equal(short.length_B, padded.length_B)
 
@@ -82,8 +82,8 @@ def on_mesh(self_):
 def test_a_mesh_samples_the_same_texts_from_a_queue(seats, self_, on_mesh, prompts):
     prompts = tuple(np.concatenate([x] * 4) for x in prompts)
     masks = np.concatenate([MASKS] * 4)
-    one = rollout.generate(*self_, prompts, KEY, batch_size=20, active=masks, **OPTIONS)
-    out = rollout.generate(*on_mesh, prompts, KEY, batch_size=seats, active=masks, **OPTIONS)
+    one = rollout.generate(*self_, prompts, KEY, HOW, batch_size=20, active=masks)
+    out = rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=seats, active=masks)
     np.testing.assert_array_equal(out.tokens_BT, one.tokens_BT)
     np.testing.assert_allclose(out.logps_BT, one.logps_BT, rtol=1e-4, atol=1e-5)
 
@@ -92,8 +92,8 @@ def test_more_rows_than_a_queue_holds_are_several_queues(self_, prompts, monkeyp
     monkeypatch.setattr(rollout, "QUEUE", 2)
     prompts = tuple(np.concatenate([x] * 4)[:17] for x in prompts)
     masks = np.random.default_rng(3).random((17, 2, 3)) < 0.5
-    whole = rollout.generate(*self_, prompts, KEY, batch_size=17, active=masks, **OPTIONS)
-    split = rollout.generate(*self_, prompts, KEY, batch_size=3, active=masks, **OPTIONS)
+    whole = rollout.generate(*self_, prompts, KEY, HOW, batch_size=17, active=masks)
+    split = rollout.generate(*self_, prompts, KEY, HOW, batch_size=3, active=masks)
     np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
     np.testing.assert_array_equal(split.length_B, whole.length_B)
     np.testing.assert_array_equal(split.ended_B, whole.ended_B)
@@ -101,13 +101,13 @@ def test_more_rows_than_a_queue_holds_are_several_queues(self_, prompts, monkeyp
 
 
 def test_prompts_that_are_long_against_what_is_sampled_are_read_in_batches(self_, prompts, monkeypatch):
-    whole = rollout.generate(*self_, prompts, KEY, batch_size=5, max_new=4)
+    whole = rollout.generate(*self_, prompts, KEY, Sampling(4), batch_size=5)
     used = []
     compiled = rollout.compiled
-    monkeypatch.setattr(rollout, "compiled", lambda f, options: used.append(f) or compiled(f, options))
+    monkeypatch.setattr(rollout, "compiled", lambda f, how: used.append(f) or compiled(f, how))
     for read, seats in itertools.product((WIDTH / 4, WIDTH / 4 - 1e-6), (2, 5, 8)):
         monkeypatch.setattr(rollout, "READ", read)
-        split = rollout.generate(*self_, prompts, KEY, batch_size=seats, max_new=4)
+        split = rollout.generate(*self_, prompts, KEY, Sampling(4), batch_size=seats)
         np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
     drain, decode = self_[0].drain, self_[0].decode
     assert used == [drain, decode, drain, decode, decode, decode], "one full batch is one, short as it may be"
@@ -116,7 +116,7 @@ def test_prompts_that_are_long_against_what_is_sampled_are_read_in_batches(self_
 def test_a_mesh_samples_the_same_texts_in_batches(on_mesh, prompts, whole, monkeypatch):
     monkeypatch.setattr(rollout, "READ", 0)
     for size in (8, 5):  # 5 rows do not divide over 8 devices: all of them compute all
-        out = rollout.generate(*on_mesh, prompts, KEY, batch_size=size, active=MASKS, **OPTIONS)
+        out = rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=size, active=MASKS)
         np.testing.assert_array_equal(out.tokens_BT, whole.tokens_BT)
         np.testing.assert_allclose(out.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
 
@@ -132,7 +132,7 @@ def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, mon
         return lambda *args: given.append((run, args)) or run(*args)
 
     monkeypatch.setattr(rollout, "compiled", spied)
-    rollout.generate(*on_mesh, prompts, KEY, batch_size=16, **OPTIONS)
+    rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=16)
     ((run, (params, memory, *told)),) = given
 
     def flops(told):
@@ -156,18 +156,18 @@ def test_slots_that_nobody_has_open_are_not_computed(seats, self_, prompts, monk
     monkeypatch.setattr(rollout, "compiled", spied)
     assert not self_[2].active_LE.any()
     for active in (None, MASKS, MASKS & [True, True, False]):
-        rollout.generate(*self_, prompts, KEY, batch_size=seats, active=active, **OPTIONS)
+        rollout.generate(*self_, prompts, KEY, HOW, batch_size=seats, active=active)
     assert shapes == [2, 3, 2]
 
 
 def test_no_prompt_is_an_error(self_):
     with pytest.raises(ValueError, match="no prompt"):
-        rollout.generate(*self_, rollout.padded([], 4), KEY, batch_size=2, **OPTIONS)
+        rollout.generate(*self_, rollout.padded([], 4), KEY, HOW, batch_size=2)
 
 
 def test_prompts_that_leave_no_room_are_an_error(self_):
     with pytest.raises(ValueError, match="28 tokens plus 5 new ones exceed model.max_len=32"):
-        rollout.generate(*self_, rollout.padded([[5] * 28]), KEY, batch_size=1, **OPTIONS)
+        rollout.generate(*self_, rollout.padded([[5] * 28]), KEY, HOW, batch_size=1)
 
 
 def test_padding_and_completions_are_inverse_enough():
@@ -194,19 +194,19 @@ def tok():
 def parrot(tok):
     numbers = jnp.array([tok.encode(f" {n}")[0] for n in ("zero", "one", "two", "three")])
 
-    def decode(params, prompts_BT, lengths_B, keys_B, *, memory, max_new, temperature):
-        assert temperature == 0
+    def decode(params, prompts_BT, lengths_B, keys_B, sampling, *, memory):
+        assert sampling.temperature == 0
         B = len(prompts_BT)
         open_B = jnp.broadcast_to(memory.active_LE.sum((-1, -2)), B)
         said_BT = jnp.stack([prompts_BT[:, 1], numbers[open_B], jnp.full(B, tok.eos)], axis=1)
-        tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)))
+        tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, sampling.max_new)))
         put = jax.vmap(lambda row, said, n: jax.lax.dynamic_update_slice(row, said, (n,)))
         tokens_BT = put(tokens_BT, said_BT, lengths_B)
         zeros_BT = jnp.zeros(tokens_BT.shape)
         return Rollout(tokens_BT, zeros_BT, zeros_BT, lengths_B + 3, lengths_B > 0)
 
-    def drain(params, prompts_NT, lengths_N, keys_N, count, seats_B, **options):
-        return decode(params, prompts_NT, lengths_N, keys_N, **options)
+    def drain(params, prompts_NT, lengths_N, keys_N, count, seats_B, sampling, *, memory):
+        return decode(params, prompts_NT, lengths_N, keys_N, sampling, memory=memory)
 
     return Model(ModelConfig(max_len=3 * WIDTH), None, None, None, None, None, decode, drain)
 
@@ -214,7 +214,7 @@ def parrot(tok):
 def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(parrot):
     memory = Memory(None, {}, np.zeros((2, 3), bool))
     prompts = rollout.padded([[5] * (3 * WIDTH - 6), [6] * 20])
-    full = rollout.generate(parrot, {}, memory, prompts, KEY, batch_size=2, max_new=5, temperature=0.0)
+    full = rollout.generate(parrot, {}, memory, prompts, KEY, Sampling(5, temperature=0.0), batch_size=2)
     assert full.tokens_BT.shape == (2, 3 * WIDTH)
 
 

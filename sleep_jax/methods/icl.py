@@ -11,6 +11,7 @@ from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import World
 from sleep_jax.methods import finetune
 from sleep_jax.phases import State
+from sleep_jax.types import Sampling
 
 
 def read(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
@@ -39,15 +40,14 @@ def answerer(world: World, state: State, lived: Sequence[Experience]) -> evals.A
 
     def answer(probes: Sequence[Example]) -> list[str]:
         prompts = rollout.padded([prompt(p) for p in probes])
-        options = {"max_new": c.answer_tokens, "temperature": 0.0}
         out = rollout.generate(
             world.model,
             state.params,
             state.memory,
             prompts,
             jax.random.key(0),
+            Sampling(c.answer_tokens, temperature=0.0),
             batch_size=c.eval_batch,
-            **options,
         )
         return [tok.decode(ids).strip() for ids in rollout.completions(out, prompts[1])]
 

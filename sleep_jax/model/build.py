@@ -9,7 +9,7 @@ from sleep_jax.model import decode as decode_lib
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
 from sleep_jax.model.transformer import Transformer
-from sleep_jax.types import Array, Memory, Model, Output, Rollout, Tree
+from sleep_jax.types import Array, Memory, Model, Output, Rollout, Sampling, Tree
 
 
 def _layer_inputs(memory: Memory | None) -> Tree:
@@ -98,16 +98,16 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         prompts_BT: Array,
         lengths_B: Array,
         keys_B: Array,
+        sampling: Sampling,
         *,
         memory: Memory | None = None,
-        **options,
     ) -> Rollout:
-        """Samples continuations; arguments, options and returns as in `decode.decode`, memory as in `apply`.
+        """Samples continuations; arguments and returns as in `decode.decode`, memory as in `apply`.
 
         Raises:
           ValueError: padded prompts and new tokens together are longer than `model.max_len`.
         """
-        check_length(prompts_BT.shape[1], options["max_new"])
+        check_length(prompts_BT.shape[1], sampling.max_new)
 
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
             hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, cache, random_keys_B)
@@ -117,7 +117,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
                 kv = [tuple(x[n] for x in kv) for n in range(config.layers)]
             return unembed(params, hidden_BTD)[:, 0], kv
 
-        return decode_lib.decode(step, prompts_BT, lengths_B, keys_B, eos=eos, **options)
+        return decode_lib.decode(step, prompts_BT, lengths_B, keys_B, sampling, eos=eos)
 
     def drain(
         params: Tree,
@@ -126,14 +126,14 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         keys_Q: Array,
         rows: Array,
         seats_B: Array,
+        sampling: Sampling,
         *,
         memory: Memory | None = None,
-        **options,
     ) -> Rollout:
-        """Samples continuations of a queue; arguments, options and returns as in `decode.drain`, memory as in
-        `apply` (a mask of slots per row is one per row of the queue); raises as `decode`.
+        """Samples continuations of a queue; arguments and returns as in `decode.drain`, memory as in `apply`
+        (a mask of slots per row is one per row of the queue); raises as `decode`.
         """
-        check_length(prompts_QT.shape[1], options["max_new"])
+        check_length(prompts_QT.shape[1], sampling.max_new)
         per_row = memory is not None and memory.active_LE.ndim == 3
 
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B, row_B):
@@ -151,7 +151,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
             shapes = jax.eval_shape(read)
             return [tuple(jnp.zeros(x.shape[1:], x.dtype) for x in shapes) for _ in range(config.layers)]
 
-        return decode_lib.drain(step, empty, prompts_QT, lengths_Q, keys_Q, rows, seats_B, eos=eos, **options)
+        return decode_lib.drain(step, empty, prompts_QT, lengths_Q, keys_Q, rows, seats_B, sampling, eos=eos)
 
     return Model(
         config=config,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sleep_jax.model.layers import MASKED
-from sleep_jax.types import Array, Rollout, Tree
+from sleep_jax.types import Array, Rollout, Sampling, Tree
 
 
 def filter_logits(logits_BV: Array, temperature: float, top_k: int, top_p: float) -> Array:
@@ -43,14 +43,12 @@ def first_largest(x_BV: Array) -> Array:
     return jnp.min(jnp.where(x_BV == x_BV.max(-1, keepdims=True), jnp.arange(V), V - 1), axis=-1)
 
 
-def _sample(
-    logits_BV: Array, keys_B: Array, number_B: Array, temperature: float, top_k: int, top_p: float
-) -> tuple[Array, Array]:
+def _sample(logits_BV: Array, keys_B: Array, number_B: Array, sampling: Sampling) -> tuple[Array, Array]:
     """The next token of each row, the `number`-th that it samples, and its log-probability."""
-    if temperature == 0:
+    if sampling.temperature == 0:
         token_B = first_largest(logits_BV)
     else:
-        logits_BV = filter_logits(logits_BV, temperature, top_k, top_p)
+        logits_BV = filter_logits(logits_BV, sampling.temperature, sampling.top_k, sampling.top_p)
         sample_keys_B = jax.vmap(jax.random.fold_in)(keys_B, 2 + number_B)
         gumbel_BV = jax.vmap(lambda k, z: jax.random.gumbel(k, z.shape))(sample_keys_B, logits_BV)
         token_B = first_largest(logits_BV + gumbel_BV)
@@ -68,14 +66,9 @@ def decode(
     prompts_BT: Array,
     lengths_B: Array,
     keys_B: Array,
+    sampling: Sampling,
     *,
-    max_new: int,
     eos: int,
-    pad: int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    random_expert: bool = False,
 ) -> Rollout:
     """Continues right-padded prompts.
 
@@ -91,26 +84,21 @@ def decode(
       prompts_BT: int32, right-padded.
       lengths_B: true lengths, at least 1.
       keys_B: one random key per row.
-      max_new: most tokens to sample per row.
+      sampling: an extra random expert is the same for all tokens of a call of `step`.
       eos: token that ends a row.
-      temperature: 0 means greedy.
-      top_k: 0 means all.
-      top_p: 1 means all.
-      random_expert: each router opens one extra random active expert (the same for all tokens of a call of
-        `step`).
 
     Returns:
-      Rollout of T + max_new tokens. `logps_BT` is of the distribution that was sampled from, after
-      temperature and cuts; of the plain softmax where greedy.
+      Rollout of T + max_new tokens, 0 behind the last of a row. `logps_BT` is of the distribution that was
+      sampled from, after temperature and cuts; of the plain softmax where greedy.
     """
     B, T = prompts_BT.shape
-    cuts = temperature, top_k, top_p
+    max_new = sampling.max_new
 
     def random_keys(i):
-        return _expert_keys(keys_B, jnp.full(B, i)) if random_expert else None
+        return _expert_keys(keys_B, jnp.full(B, i)) if sampling.random_expert else None
 
     def sample(logits_BV, i):
-        return _sample(logits_BV, keys_B, jnp.full(B, i), *cuts)
+        return _sample(logits_BV, keys_B, jnp.full(B, i), sampling)
 
     steps_T = jnp.arange(T)
     prompt_BS = steps_T[None] < lengths_B[:, None]
@@ -121,7 +109,7 @@ def decode(
     token_B, logp_B = sample(logits_BV, 0)
     state = {
         "i": jnp.int32(1),
-        "new_BT": jnp.full((B, max_new), pad, jnp.int32).at[:, 0].set(token_B),
+        "new_BT": jnp.zeros((B, max_new), jnp.int32).at[:, 0].set(token_B),
         "logp_BT": jnp.zeros((B, max_new), jnp.float32).at[:, 0].set(logp_B),
         "count_B": jnp.ones(B, jnp.int32),
         "done_B": token_B == eos,
@@ -139,7 +127,7 @@ def decode(
         token_B1, position_B1 = s["token_B"][:, None], (lengths_B + i - 1)[:, None]
         logits_BV, kv = step(token_B1, position_B1, mask_BS[:, None], (s["kv"], T + i - 1), random_keys(i))
         token_B, logp_B = sample(logits_BV, i)
-        token_B = jnp.where(s["done_B"], pad, token_B)
+        token_B = jnp.where(s["done_B"], 0, token_B)
         return {
             "i": i + 1,
             "new_BT": s["new_BT"].at[:, i].set(token_B),
@@ -151,7 +139,7 @@ def decode(
         }
 
     s = jax.lax.while_loop(going, advance, state)
-    return _joined(prompts_BT, lengths_B, s["new_BT"], s["logp_BT"], s["count_B"], s["done_B"], pad)
+    return _joined(prompts_BT, lengths_B, s["new_BT"], s["logp_BT"], s["count_B"], s["done_B"])
 
 
 def _joined(
@@ -161,18 +149,17 @@ def _joined(
     logp_BT: Array,
     count_B: Array,
     ended_B: Array,
-    pad: int,
 ) -> Rollout:
     """The first `count` new tokens of each row behind the true end of its prompt, without a gap."""
     T, max_new = prompts_BT.shape[1], new_BT.shape[1]
     index_BT = jnp.arange(T + max_new)[None] - lengths_B[:, None]
     sampled_BT = (index_BT >= 0) & (index_BT < count_B[:, None])
     clipped_BT = jnp.clip(index_BT, 0, max_new - 1)
-    prompts_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)), constant_values=pad)
+    prompts_BT = jnp.pad(prompts_BT, ((0, 0), (0, max_new)))
     new_BT = jnp.take_along_axis(new_BT, clipped_BT, axis=1)
     in_prompt_BT = index_BT < 0
     return Rollout(
-        tokens_BT=jnp.where(sampled_BT, new_BT, jnp.where(in_prompt_BT, prompts_BT, pad)),
+        tokens_BT=jnp.where(sampled_BT, new_BT, jnp.where(in_prompt_BT, prompts_BT, 0)),
         logps_BT=jnp.where(sampled_BT, jnp.take_along_axis(logp_BT, clipped_BT, axis=1), 0.0),
         sampled_BT=sampled_BT.astype(jnp.float32),
         length_B=lengths_B + count_B,
@@ -188,14 +175,9 @@ def drain(
     keys_Q: Array,
     rows: Array,
     seats_B: Array,
+    sampling: Sampling,
     *,
-    max_new: int,
     eos: int,
-    pad: int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    random_expert: bool = False,
 ) -> Rollout:
     """Continues a queue of prompts, B at a time: a row that has ended leaves its seat to the next at once.
 
@@ -215,14 +197,15 @@ def drain(
       keys_Q: one random key per row.
       rows: how many of the Q there are; nothing is sampled for the rest.
       seats_B: 0, 1, ..., B - 1, split over the mesh as the work shall be.
-      max_new, eos, pad, temperature, top_k, top_p: as in `decode`.
-      random_expert: each router opens one extra random active expert: the same for all tokens of a prompt,
-        and another for each token behind it.
+      sampling: an extra random expert is the same for all tokens of a prompt, and another for each token
+        behind it.
+      eos: token that ends a row.
 
     Returns:
       Rollout of Q rows of T + max_new tokens, as `decode` has it.
     """
     Q, T = prompts_QT.shape
+    max_new = sampling.max_new
     S = T + max_new - 1
 
     def sit(row_B):
@@ -236,7 +219,7 @@ def drain(
         "at_B": jnp.zeros_like(row_B),
         "token_B": prompts_QT[jnp.minimum(row_B, Q - 1), 0],
         "kv": empty(S),
-        "new_QT": jnp.full((Q, max_new), pad, jnp.int32),
+        "new_QT": jnp.zeros((Q, max_new), jnp.int32),
         "logp_QT": jnp.zeros((Q, max_new), jnp.float32),
         "count_Q": jnp.zeros(Q, jnp.int32),
         "ended_Q": jnp.zeros(Q, bool),
@@ -251,11 +234,11 @@ def drain(
         length_B, keys_B = lengths_Q[row_B], keys_Q[row_B]
         mask_BS = (i - jnp.arange(S)) % S <= at_B[:, None]
         number_B = jnp.maximum(at_B + 1 - length_B, 0)
-        random_keys_B = _expert_keys(keys_B, number_B) if random_expert else None
+        random_keys_B = _expert_keys(keys_B, number_B) if sampling.random_expert else None
         logits_BV, kv = step(
             s["token_B"][:, None], at_B[:, None], mask_BS[:, None], (s["kv"], i % S), random_keys_B, row_B
         )
-        token_B, logp_B = _sample(logits_BV, keys_B, number_B, temperature, top_k, top_p)
+        token_B, logp_B = _sample(logits_BV, keys_B, number_B, sampling)
         reading_B = at_B + 1 < length_B
         told_B = jnp.where(reading_B, Q, s["row_B"])  # whose token this is; Q's are dropped
         ended_B = token_B == eos
@@ -278,4 +261,4 @@ def drain(
         }
 
     s = jax.lax.while_loop(going, advance, state)
-    return _joined(prompts_QT, lengths_Q, s["new_QT"], s["logp_QT"], s["count_Q"], s["ended_Q"], pad)
+    return _joined(prompts_QT, lengths_Q, s["new_QT"], s["logp_QT"], s["count_Q"], s["ended_Q"])

@@ -16,7 +16,7 @@ from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops import edit_distance, policy_gradient
 from sleep_jax.sleep.consolidate import Practice
 from sleep_jax.sleep.selves import Self, seen_by
-from sleep_jax.types import Array, Memory, Model, Rollout, Tree
+from sleep_jax.types import Array, Memory, Model, Rollout, Sampling, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +182,8 @@ def retold(
         memory,
         rollout.padded([e.tokens[: e.prompt_length] for e in dreams]),
         jax.random.key(0),
+        Sampling(max_new, temperature=0.0),
         batch_size=batch_size,
-        max_new=max_new,
-        temperature=0.0,
     )
     told = rollout.padded([e.tokens for e in dreams], model.config.max_len)
     parts = (slice(start, start + batch_size) for start in range(0, len(dreams), batch_size))
@@ -241,8 +240,8 @@ class Practiser:
             *self.student(trainable),
             (prompts[0][repeat], prompts[1][repeat]),
             rng.fold(rng.stream(self.seed, "sleep/practice"), number),
+            Sampling(c.max_new),
             batch_size=len(repeat),
-            max_new=c.max_new,
         )
         parts = rewards(finished, (dreams[0][repeat], dreams[1][repeat]), self.semantic, c)
         advantage = policy_gradient.leave_one_out(parts["reward"].reshape(-1, c.samples)).reshape(-1)

@@ -11,7 +11,7 @@ from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.sleep.selves import Self, seen_by
-from sleep_jax.types import Array, Memory, Model, Tree
+from sleep_jax.types import Array, Memory, Model, Sampling, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +138,8 @@ def _sample(
         seen_by(memory, self_),
         (opening, np.ones(n, np.int32)),
         key,
+        Sampling(config.max_new, config.temperature),
         batch_size=config.batch_size,
-        max_new=config.max_new,
-        temperature=config.temperature,
     )
     sampled = []
     for tokens, length in zip(out.tokens_BT, out.length_B, strict=True):

@@ -371,16 +371,16 @@ def contexts(world, lived, questions, monkeypatch):
     """The token sequences that the model is asked with."""
     caught = {}
 
-    def generate(model, params, memory, prompts, key, *, batch_size, max_new, temperature):
-        caught.update(prompts=prompts, max_new=max_new, temperature=temperature)
-        tokens_BT = np.pad(prompts[0], ((0, 0), (0, max_new)))
+    def generate(model, params, memory, prompts, key, sampling, *, batch_size):
+        caught.update(prompts=prompts, sampling=sampling)
+        tokens_BT = np.pad(prompts[0], ((0, 0), (0, sampling.max_new)))
         tokens_BT[np.arange(len(tokens_BT)), prompts[1]] = world.tok.eos
         return Rollout(tokens_BT, None, None, prompts[1] + 1, None)
 
     monkeypatch.setattr(icl.rollout, "generate", generate)
     answers = icl.answerer(world, phases.State({}, None), lived)(questions)
-    assert answers == [""] * len(questions) and caught["temperature"] == 0
-    return [t[:n].tolist() for t, n in zip(*caught["prompts"], strict=True)], caught["max_new"]
+    assert answers == [""] * len(questions) and caught["sampling"].temperature == 0
+    return [t[:n].tolist() for t, n in zip(*caught["prompts"], strict=True)], caught["sampling"].max_new
 
 
 def test_a_context_fits_the_window_and_holds_whole_examples_of_the_days_so_far(

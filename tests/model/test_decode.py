@@ -8,6 +8,7 @@ from equality import bit_equal
 
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.decode import decode, drain, filter_logits
+from sleep_jax.types import Sampling
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 EOS, PAD, V = 2, 0, 40
@@ -84,8 +85,8 @@ def scripted(calls, script=SCRIPT):
 def greedily(step, max_new=NEW):
     prompts_BT = np.where(np.arange(T) < LENGTHS[:, None], 3, 17)
     keys_B = jax.random.split(jax.random.key(0), B)
-    options = {"max_new": max_new, "eos": EOS, "temperature": 0.0}
-    return jax.jit(lambda: decode(step, prompts_BT, LENGTHS, keys_B, **options))()
+    greedy = Sampling(max_new, temperature=0.0)
+    return jax.jit(lambda: decode(step, prompts_BT, LENGTHS, keys_B, greedy, eos=EOS))()
 
 
 def test_completions_follow_their_prompts_without_a_gap():
@@ -134,7 +135,7 @@ def test_tokens_come_as_often_as_their_probability_says():
     keys_B = jax.random.split(jax.random.key(0), rows)
     prompts_BT, lengths_B = np.full((rows, 1), 3), np.ones(rows, int)
     options = {"temperature": 0.8, "top_k": 4, "top_p": 0.9}
-    run = jax.jit(lambda: decode(step, prompts_BT, lengths_B, keys_B, max_new=2, eos=99, **options))
+    run = jax.jit(lambda: decode(step, prompts_BT, lengths_B, keys_B, Sampling(2, **options), eos=99))
     first_B, second_B = np.asarray(run().tokens_BT)[:, 1:].T
     p_V = np.exp(filtered(logits_V, **options))
     for drawn_B in (first_B, second_B):
@@ -168,9 +169,9 @@ def forward(model):
 def sample(model):
     @functools.cache
     def compiled(**options):
-        options |= {"max_new": NEW}
+        sampling = Sampling(NEW, **options)
         return jax.jit(
-            lambda params, memory, *prompts: model.decode(params, *prompts, memory=memory, **options)
+            lambda params, memory, *prompts: model.decode(params, *prompts, sampling, memory=memory)
         )
 
     def run(self_, prompts, **options):
@@ -271,8 +272,8 @@ def test_every_router_draws_its_extra_expert_for_itself(model, self_, prompts, m
 
     monkeypatch.setattr(memory_lib, "route", spy)
     params, memory = self_
-    options = {"memory": memory, "max_new": 3, "random_expert": True}
-    rollout = jax.jit(lambda *prompts: model.decode(params, *prompts, **options))(*prompts)
+    sampling = Sampling(3, random_expert=True)
+    rollout = jax.jit(lambda *prompts: model.decode(params, *prompts, sampling, memory=memory))(*prompts)
     jax.effects_barrier()
     calls = int((rollout.length_B - LENGTHS).max())
     assert len(drawn) == len(set(drawn)) == model.config.layers * calls * B and calls > 1
@@ -297,9 +298,9 @@ def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, mask
     params, memory = self_
     if masks == "per row":
         memory = memory_lib.with_active(memory, np.random.default_rng(2).random((N, 2, 3)) < 0.5)
-    options = {"memory": None if masks == "no memory" else memory, "max_new": NEW} | options
-    batch = jax.jit(lambda *rows: model.decode(params, *rows, **options))(*queue)
-    drained = jax.jit(lambda *rows: model.drain(params, *rows, np.arange(SEATS), **options))(*queue, QUEUED)
+    how, seen = Sampling(NEW, **options), {"memory": None if masks == "no memory" else memory}
+    batch = jax.jit(lambda *rows: model.decode(params, *rows, how, **seen))(*queue)
+    drained = jax.jit(lambda *rows: model.drain(params, *rows, np.arange(SEATS), how, **seen))(*queue, QUEUED)
     batch, drained = (jax.tree.map(np.asarray, x) for x in (batch, drained))
     for name in ("tokens_BT", "sampled_BT", "length_B", "ended_B"):
         got, wanted = getattr(drained, name)[:QUEUED], getattr(batch, name)[:QUEUED]
@@ -315,8 +316,8 @@ def test_a_queue_in_half_precision_says_what_it_scores(tiny, self_, queue):
                   for options in ({"compute_dtype": "bfloat16"}, {}))  # fmt: skip
     params, memory = self_
     forget = memory_lib.with_active(memory, np.zeros((2, 3), bool))  # a hard gate may tip by rounding
-    options = {"memory": forget, "max_new": NEW}
-    out = jax.jit(lambda *rows: half.drain(params, *rows, np.arange(SEATS), **options))(*queue, QUEUED)
+    run = jax.jit(lambda *rows: half.drain(params, *rows, np.arange(SEATS), Sampling(NEW), memory=forget))
+    out = run(*queue, QUEUED)
     logits_BTV = full.apply(params, out.tokens_BT, memory=forget).logits_BTV
     logp_BTV = log_softmax(np.asarray(logits_BTV, np.float64))
     assert len(said(out)) > 2 * QUEUED
@@ -340,12 +341,12 @@ def test_a_row_sits_down_where_another_has_ended_and_reads_its_own_text_alone(co
 
     prompts = np.where(np.arange(4) < lengths_N[:, None], script[:, :4], 17), lengths_N
     keys = jax.random.split(jax.random.key(0), 10)
-    options = {"max_new": 5, "eos": EOS, "temperature": 0.0}
+    greedy = Sampling(5, temperature=0.0)
 
     def empty(slots):
         return jnp.zeros((2, slots, 1), jnp.int32)
 
-    run = jax.jit(lambda *rows: drain(step, empty, *rows, count, np.arange(2), **options))
+    run = jax.jit(lambda *rows: drain(step, empty, *rows, count, np.arange(2), greedy, eos=EOS))
     out = jax.tree.map(np.asarray, run(*prompts, keys))
     jax.effects_barrier()
     for n in range(count):
@@ -368,12 +369,21 @@ def test_a_row_sits_down_where_another_has_ended_and_reads_its_own_text_alone(co
 
 def test_prompts_that_leave_no_room_are_an_error_with_all_numbers(model, self_, prompts):
     with pytest.raises(ValueError, match=r"6 tokens plus 27 new ones exceed model.max_len=32"):
-        model.decode(self_[0], *prompts, max_new=27)
+        model.decode(self_[0], *prompts, Sampling(27))
     with pytest.raises(ValueError, match=r"6 tokens plus 27 new ones exceed model.max_len=32"):
-        model.drain(self_[0], *prompts, B, np.arange(2), max_new=27)
+        model.drain(self_[0], *prompts, B, np.arange(2), Sampling(27))
 
 
 def test_memory_is_an_argument_of_decoding(model, self_, sample, prompts):
     params, memory = self_
     other = sample((params, memory_lib.forget_day(memory)), prompts)
     assert bit_equal(other.tokens_BT, sample(self_, prompts).tokens_BT) != []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}], ids=str
+)
+def test_numbers_that_nothing_can_be_drawn_by_are_an_error(wrong):
+    with pytest.raises(ValueError, match="max_new must be at least 1"):
+        Sampling(**{"max_new": 3} | wrong)
+    Sampling(1, temperature=0.0, top_k=0, top_p=1.0)

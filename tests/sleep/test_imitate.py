@@ -261,9 +261,9 @@ def practised(bed):
 def test_a_round_is_a_function_of_seed_and_number_alone(bed, practised, monkeypatch):
     keys, generate = [], rollout.generate
 
-    def spy(model, params, memory, prompts, key, **options):
+    def spy(model, params, memory, prompts, key, sampling, **options):
         keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
-        return generate(model, params, memory, prompts, key, **options)
+        return generate(model, params, memory, prompts, key, sampling, **options)
 
     monkeypatch.setattr(imitate.rollout, "generate", spy)
     again = bed.make()

@@ -57,13 +57,13 @@ class Stage:
     calls: list = dataclasses.field(default_factory=list)
     asked: list = dataclasses.field(default_factory=list)
 
-    def generate(self, model, params, memory, prompts, key, *, batch_size, max_new, temperature):
-        del model, params, batch_size, temperature
+    def generate(self, model, params, memory, prompts, key, sampling, *, batch_size):
+        del model, params, batch_size
         texts = self.sampled[len(self.calls)]
         self.calls.append((memory, prompts[0][:, 0].tolist(), np.asarray(jax.random.key_data(key)).tolist()))
         assert prompts[0].shape == (len(prompts[1]), 1)
         texts = [texts[i % len(texts)] for i in range(len(prompts[0]))]
-        width = max(max(map(len, texts)), max_new)
+        width = max(max(map(len, texts)), sampling.max_new)
         tokens_BT = np.zeros((len(texts), width), np.int32)
         for row, text in zip(tokens_BT, texts, strict=True):
             row[: len(text)] = text
@@ -226,7 +226,7 @@ def endless(monkeypatch, tok):
     """Every self has endlessly many good dreams, each its own, and no other self knows them."""
     count = iter(range(10**6))
 
-    def generate(model, params, memory, prompts, key, *, batch_size, max_new, temperature):
+    def generate(model, params, memory, prompts, key, sampling, *, batch_size):
         self_ = 99 if memory.fast is not None else int(memory.active_LE.nonzero()[1].max(initial=-1)) + 1
         numbers = [next(count) for _ in prompts[0]]
         texts = [recalling(tok, f"{self_} {n}", str(n % 5)) for n in numbers]
