@@ -91,11 +91,13 @@ class Workbench:
         self.key = rng.stream(config.seed, "bench")
         self.params = self.partitioner.put(jax.jit(self.model.init)(self.key))
         memory = jax.jit(self.model.init_memory)(self.key)
-        self.slot = config.memory.slots // 2
+        self.slot = config.memory.slots // 2 | 1  # odd: computed in pairs, it costs nothing once it is open
         memory = memory_lib.with_active(memory, memory.active_LE.at[0, : self.slot].set(True))
         self.memory = self.partitioner.put(memory_lib.without_locked(memory))
         self.resting = memory_lib.rest(self.memory)
-        self.student = self.partitioner.put(memory_lib.first_slots(memory_lib.rest(memory), self.slot + 1))
+        self.student = self.partitioner.put(
+            memory_lib.only_slots(memory_lib.rest(memory), np.arange(self.slot + 1))
+        )
 
     @property
     def practised(self) -> bool:

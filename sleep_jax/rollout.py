@@ -38,7 +38,6 @@ def generate(
     sampling: Sampling,
     *,
     batch_size: int,
-    active: np.ndarray | None = None,
 ) -> Rollout:
     """Continues n prompts: in batches, or as a queue for `batch_size` seats.
 
@@ -52,7 +51,6 @@ def generate(
       key: row i samples with `rng.per_row(key, n)[i]`, whatever the batch size.
       batch_size: rows computed at once; a batch of fewer is padded with copies of the first, in a queue of
         fewer some seats stay empty.
-      active: bool [n, L, E], a mask of slots per row; None leaves the memory's own.
 
     Returns:
       Rollout of numpy arrays with n rows.
@@ -71,9 +69,7 @@ def generate(
     tokens = np.pad(tokens, ((0, 0), (0, width - longest)))
     keys = rng.per_row(key, n)
     if memory is not None:
-        memory = memory_lib.without_locked(
-            memory if active is None else memory_lib.with_active(memory, active)
-        )
+        memory = memory_lib.without_locked(memory)
     queued = n != batch_size and width <= READ * sampling.max_new
     run = compiled(model.drain if queued else model.decode, sampling)
     rows = QUEUE * batch_size if queued else batch_size
@@ -82,13 +78,12 @@ def generate(
     for start in range(0, n, rows):
         index = np.arange(start, start + rows)
         index = order[np.where(index < n, index, 0)]
-        self_ = memory if active is None else memory_lib.with_active(memory, memory.active_LE[index])
         told = tokens[index], lengths[index], keys[index]
         if queued:
             seats = partition.put_rows(np.arange(batch_size, dtype=np.int32), params)
-            out = run(params, self_, *told, min(n - start, rows), seats)
+            out = run(params, memory, *told, min(n - start, rows), seats)
         else:
-            out = run(params, self_, *partition.put_rows(told[:2], params), told[2])
+            out = run(params, memory, *partition.put_rows(told[:2], params), told[2])
         # Fetched before the next is begun: CPU devices that wait for each other must not hold two at once.
         parts.append(partition.fetch(out))
     return jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *parts)
@@ -120,7 +115,6 @@ def answer(
     *,
     max_new: int,
     batch_size: int,
-    active: np.ndarray | None = None,
 ) -> list[str]:
     """Greedy answers to the prompts of `questions`; an answer that did not end is what there was of it.
 
@@ -129,7 +123,6 @@ def answer(
       questions: n examples; their answers are not looked at.
       max_new: most tokens of an answer.
       batch_size: questions answered at once.
-      active: bool [n, L, E], a mask of slots per question; None leaves the memory's own.
 
     Raises:
       ValueError: a prompt is blank, or does not leave room for `max_new` tokens in `model.max_len`.
@@ -145,6 +138,5 @@ def answer(
         jax.random.key(0),
         Sampling(max_new, temperature=0.0),
         batch_size=batch_size,
-        active=active,
     )
     return [tok.decode(ids).strip() for ids in completions(rollout, prompts[1])]

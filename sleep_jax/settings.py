@@ -137,6 +137,8 @@ class Config:
             "sleep.recall.answer_max_new": self.sleep.recall.answer_max_new,
             "sleep.imitate.max_new": self.sleep.imitate.max_new,
         }.items():
+            if new < 1:
+                raise ValueError(f"{key}={new} must be at least 1")
             if new >= self.model.max_len:
                 raise ValueError(
                     f"{key}={new} tokens leave no room for a prompt in model.max_len={self.model.max_len}"

@@ -1,4 +1,4 @@
-"""The words every other module shares: the dimension key and the containers of arrays.
+"""The words every other module shares: the dimension key and the containers that go from one to the other.
 
 Dimension key, used as a suffix of array names of rank two and more (``logits_BTV``):
 

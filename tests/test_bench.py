@@ -22,7 +22,7 @@ SIZES = {
     "model.ff": 24,
     "model.max_len": 32,
     "memory.periods": "(128,)",
-    "memory.slots": 4,
+    "memory.slots": 3,
     "memory.rank": 4,
     "sleep.batch_rows": 8,
     "sleep.seed.alpha": 0.9,
@@ -35,7 +35,7 @@ SIZES = {
     "sleep.imitate.samples": 2,
     "sleep.imitate.max_new": 8,
 }
-# Parameters that multiply: attention and MLP of two layers, two open slots of their banks, the output head.
+# Parameters that multiply: attention and MLP of two layers, two slots of their banks, the output head.
 BACKBONE, BANK, HEAD = 2 * (4 * 16 * 16 + 3 * 16 * 24), 2 * (2 * 2 * 16 * 4), 64 * 16
 
 

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -12,7 +13,7 @@ from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.rollout import WIDTH
-from sleep_jax.types import Memory, Model, Rollout, Sampling
+from sleep_jax.types import Model, Rollout, Sampling
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
@@ -22,7 +23,9 @@ HOW = Sampling(5, temperature=0.9)
 @pytest.fixture(scope="module")
 def self_(tiny, grown):
     model = tiny(layers=1)
-    return model, *grown(model)
+    params, memory = grown(model)
+    open_LE = np.array([[True, False, False], [False, True, False]])
+    return model, params, memory_lib.with_active(memory, open_LE)
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +35,16 @@ def prompts():
     return np.where(np.arange(6) < lengths[:, None], tokens, 0), lengths
 
 
-MASKS = np.random.default_rng(1).random((5, 2, 3)) < 0.5
-
-
 @pytest.fixture(scope="module")
 def whole(self_, prompts):
-    return rollout.generate(*self_, prompts, KEY, HOW, batch_size=5, active=MASKS)
+    return rollout.generate(*self_, prompts, KEY, HOW, batch_size=5)
 
 
 @pytest.mark.parametrize("seats", [2, 8])
 def test_texts_do_not_depend_on_the_batch_size(seats, self_, prompts, whole):
     tokens, lengths = prompts
     assert isinstance(whole.tokens_BT, np.ndarray) and len(np.unique(whole.tokens_BT, axis=0)) == 5
-    split = rollout.generate(*self_, prompts, KEY, HOW, batch_size=seats, active=MASKS)
+    split = rollout.generate(*self_, prompts, KEY, HOW, batch_size=seats)
     np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
     np.testing.assert_array_equal(split.length_B, whole.length_B)
     np.testing.assert_allclose(split.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
@@ -52,19 +52,11 @@ def test_texts_do_not_depend_on_the_batch_size(seats, self_, prompts, whole):
         assert row[:n].tolist() == prompt[:n].tolist()
 
 
-def test_the_memorys_own_mask_holds_where_none_is_given(self_, prompts):
-    model, params, memory = self_
-    own = memory_lib.with_active(memory, MASKS[0])
-    masks = MASKS[[0] * 5]
-    told = rollout.generate(model, params, memory, prompts, KEY, HOW, batch_size=5, active=masks)
-    silent = rollout.generate(model, params, own, prompts, KEY, HOW, batch_size=5)
-    np.testing.assert_array_equal(told.tokens_BT, silent.tokens_BT)
-
-
-def test_openings_of_one_token_are_continued_as_if_they_were_padded(self_):
+@pytest.mark.parametrize("seats", [4, 3])  # a batch, a queue
+def test_openings_of_one_token_are_continued_as_if_they_were_padded(seats, self_):
     openings = np.array([[5], [7], [5], [9]], np.int32), np.ones(4, np.int32)
     beside = np.pad(openings[0], ((0, 0), (0, 1))), openings[1]
-    short, padded = (rollout.generate(*self_, p, KEY, HOW, batch_size=4) for p in (openings, beside))
+    short, padded = (rollout.generate(*self_, p, KEY, HOW, batch_size=seats) for p in (openings, beside))
     assert short.tokens_BT.shape == (4, 1 + HOW.max_new) < padded.tokens_BT.shape
     np.testing.assert_array_equal(short.tokens_BT, padded.tokens_BT[:, : short.tokens_BT.shape[1]])
     np.testing.assert_array_equal(short.length_B, padded.length_B)
@@ -78,12 +70,11 @@ def on_mesh(self_):
     return model, partitioner.put(params), partitioner.put(memory)
 
 
-@pytest.mark.parametrize("seats", [8, 5])  # 5 do not divide over 8 devices
-def test_a_mesh_samples_the_same_texts_from_a_queue(seats, self_, on_mesh, prompts):
-    prompts = tuple(np.concatenate([x] * 4) for x in prompts)
-    masks = np.concatenate([MASKS] * 4)
-    one = rollout.generate(*self_, prompts, KEY, HOW, batch_size=20, active=masks)
-    out = rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=seats, active=masks)
+@pytest.mark.parametrize(("seats", "rows"), [(8, 20), (5, 20), (8, 4)])  # 5 do not divide over 8 devices
+def test_a_mesh_samples_the_same_texts_from_a_queue(seats, rows, self_, on_mesh, prompts):
+    prompts = tuple(np.concatenate([x] * 4)[:rows] for x in prompts)
+    one = rollout.generate(*self_, prompts, KEY, HOW, batch_size=rows)
+    out = rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=seats)
     np.testing.assert_array_equal(out.tokens_BT, one.tokens_BT)
     np.testing.assert_allclose(out.logps_BT, one.logps_BT, rtol=1e-4, atol=1e-5)
 
@@ -91,9 +82,8 @@ def test_a_mesh_samples_the_same_texts_from_a_queue(seats, self_, on_mesh, promp
 def test_more_rows_than_a_queue_holds_are_several_queues(self_, prompts, monkeypatch):
     monkeypatch.setattr(rollout, "QUEUE", 2)
     prompts = tuple(np.concatenate([x] * 4)[:17] for x in prompts)
-    masks = np.random.default_rng(3).random((17, 2, 3)) < 0.5
-    whole = rollout.generate(*self_, prompts, KEY, HOW, batch_size=17, active=masks)
-    split = rollout.generate(*self_, prompts, KEY, HOW, batch_size=3, active=masks)
+    whole = rollout.generate(*self_, prompts, KEY, HOW, batch_size=17)
+    split = rollout.generate(*self_, prompts, KEY, HOW, batch_size=3)
     np.testing.assert_array_equal(split.tokens_BT, whole.tokens_BT)
     np.testing.assert_array_equal(split.length_B, whole.length_B)
     np.testing.assert_array_equal(split.ended_B, whole.ended_B)
@@ -116,7 +106,7 @@ def test_prompts_that_are_long_against_what_is_sampled_are_read_in_batches(self_
 def test_a_mesh_samples_the_same_texts_in_batches(on_mesh, prompts, whole, monkeypatch):
     monkeypatch.setattr(rollout, "READ", 0)
     for size in (8, 5):  # 5 rows do not divide over 8 devices: all of them compute all
-        out = rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=size, active=MASKS)
+        out = rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=size)
         np.testing.assert_array_equal(out.tokens_BT, whole.tokens_BT)
         np.testing.assert_allclose(out.logps_BT, whole.logps_BT, rtol=1e-4, atol=1e-5)
 
@@ -151,13 +141,16 @@ def test_slots_that_nobody_has_open_are_not_computed(seats, self_, prompts, monk
 
     def spied(*args):
         run = compiled(*args)
-        return lambda *args: shapes.append(args[1].bank["w_NLDE"].shape[-1]) or run(*args)
+        return lambda *args: shapes.extend(m.bank["w_NLDE"].shape[-1] for m in args[1:2] if m) or run(*args)
 
     monkeypatch.setattr(rollout, "compiled", spied)
-    assert not self_[2].active_LE.any()
-    for active in (None, MASKS, MASKS & [True, True, False]):
-        rollout.generate(*self_, prompts, KEY, HOW, batch_size=seats, active=active)
-    assert shapes == [2, 3, 2]
+    for slots in ([], [2], [0, 2], [0, 1, 2]):
+        active_LE = np.zeros((2, 3), bool)
+        active_LE[1, slots] = True
+        memory = memory_lib.with_active(self_[2], active_LE)
+        rollout.generate(*self_[:2], memory, prompts, KEY, HOW, batch_size=seats)
+    rollout.generate(*self_[:2], None, prompts, KEY, HOW, batch_size=seats)
+    assert shapes == [2, 2, 2, 3]
 
 
 def test_no_prompt_is_an_error(self_):
@@ -182,7 +175,7 @@ def test_padding_and_completions_are_inverse_enough():
     assert rollout.completions(said, np.array([1, 3])) == [[7, 2], [9]]
 
 
-# Answers, from a stand-in that repeats the second token of its prompt and says how many slots are open.
+# Answers, from a stand-in that repeats the second token of its prompt.
 
 
 @pytest.fixture(scope="module")
@@ -192,18 +185,14 @@ def tok():
 
 @pytest.fixture(scope="module")
 def parrot(tok):
-    numbers = jnp.array([tok.encode(f" {n}")[0] for n in ("zero", "one", "two", "three")])
-
     def decode(params, prompts_BT, lengths_B, keys_B, sampling, *, memory):
         assert sampling.temperature == 0
-        B = len(prompts_BT)
-        open_B = jnp.broadcast_to(memory.active_LE.sum((-1, -2)), B)
-        said_BT = jnp.stack([prompts_BT[:, 1], numbers[open_B], jnp.full(B, tok.eos)], axis=1)
+        said_BT = jnp.stack([prompts_BT[:, 1], jnp.full(len(prompts_BT), tok.eos)], axis=1)
         tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, sampling.max_new)))
         put = jax.vmap(lambda row, said, n: jax.lax.dynamic_update_slice(row, said, (n,)))
         tokens_BT = put(tokens_BT, said_BT, lengths_B)
         zeros_BT = jnp.zeros(tokens_BT.shape)
-        return Rollout(tokens_BT, zeros_BT, zeros_BT, lengths_B + 3, lengths_B > 0)
+        return Rollout(tokens_BT, zeros_BT, zeros_BT, lengths_B + 2, lengths_B > 0)
 
     def drain(params, prompts_NT, lengths_N, keys_N, count, seats_B, sampling, *, memory):
         return decode(params, prompts_NT, lengths_N, keys_N, sampling, memory=memory)
@@ -212,20 +201,18 @@ def parrot(tok):
 
 
 def test_prompts_of_the_full_length_are_not_padded_beyond_the_model(parrot):
-    memory = Memory(None, {}, np.zeros((2, 3), bool))
     prompts = rollout.padded([[5] * (3 * WIDTH - 6), [6] * 20])
-    full = rollout.generate(parrot, {}, memory, prompts, KEY, Sampling(5, temperature=0.0), batch_size=2)
+    full = rollout.generate(parrot, {}, None, prompts, KEY, Sampling(5, temperature=0.0), batch_size=2)
     assert full.tokens_BT.shape == (2, 3 * WIDTH)
 
 
-def test_answers_come_in_the_order_of_the_questions(tok, parrot):
+@pytest.mark.parametrize("max_new", [4, 8])  # in batches, as a queue
+def test_answers_come_in_the_order_of_the_questions(max_new, tok, parrot):
+    assert 2 * WIDTH in range(4 * rollout.READ + 1, 8 * rollout.READ + 1)
     words = [f" {w}" for w in ("red", "green", "blue", "white", "black")]
     assert all(len(tok.encode(w)) == 1 for w in words)
     lengths = [2 * WIDTH - 2, 2, 1, WIDTH + 1, WIDTH + 4]
     questions = [Example((w * n).strip(), "?") for w, n in zip(words, lengths, strict=True)]
-    masks = np.zeros((5, 2, 3), bool)
-    masks[0, 0, :2] = masks[3, 1, :] = masks[4, 0, 1] = True
-    memory = Memory(None, {}, np.zeros((2, 3), bool))
-    answers = rollout.answer(parrot, tok, {}, memory, questions, max_new=4, batch_size=2, active=masks)
-    assert answers == ["red two", "green zero", "blue zero", "white three", "black one"]
-    assert rollout.answer(parrot, tok, {}, memory, [], max_new=4, batch_size=2) == []
+    ask = functools.partial(rollout.answer, parrot, tok, {}, None, max_new=max_new, batch_size=2)
+    assert ask(questions) == ["red", "green", "blue", "white", "black"]
+    assert ask([]) == []

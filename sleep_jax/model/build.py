@@ -131,22 +131,19 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         memory: Memory | None = None,
     ) -> Rollout:
         """Samples continuations of a queue; arguments and returns as in `decode.drain`, memory as in `apply`
-        (a mask of slots per row is one per row of the queue); raises as `decode`.
+        but with one mask of slots for all; raises as `decode`.
         """
         check_length(prompts_QT.shape[1], sampling.max_new)
-        per_row = memory is not None and memory.active_LE.ndim == 3
 
-        def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B, row_B):
-            seen = memory_lib.with_active(memory, memory.active_LE[row_B]) if per_row else memory
-            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, seen, cache, random_keys_B)
+        def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
+            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, cache, random_keys_B)
             return unembed(params, hidden_BTD)[:, 0], ys["kv"]
 
         def empty(slots: int) -> Tree:
             def read():
                 tokens_BT = jnp.zeros((len(seats_B), slots), jnp.int32)
                 mask_BTS = jnp.ones((len(seats_B), slots, slots), bool)
-                seen = memory and memory_lib.with_active(memory, jnp.zeros(memory.active_LE.shape[-2:], bool))
-                return run(params, tokens_BT, tokens_BT, mask_BTS, seen)[1]["kv"]
+                return run(params, tokens_BT, tokens_BT, mask_BTS, memory)[1]["kv"]
 
             shapes = jax.eval_shape(read)
             return [tuple(jnp.zeros(x.shape[1:], x.dtype) for x in shapes) for _ in range(config.layers)]

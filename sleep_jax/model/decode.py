@@ -190,7 +190,7 @@ def drain(
     sampled are for `decode`.
 
     Args:
-      step: as in `decode`, always with a cache, and with row_B, the row in each seat, as a last argument.
+      step: as in `decode`, always with a cache.
       empty: the `kv` of so many empty slots.
       prompts_QT: int32, right-padded.
       lengths_Q: true lengths, at least 1.
@@ -236,7 +236,7 @@ def drain(
         number_B = jnp.maximum(at_B + 1 - length_B, 0)
         random_keys_B = _expert_keys(keys_B, number_B) if sampling.random_expert else None
         logits_BV, kv = step(
-            s["token_B"][:, None], at_B[:, None], mask_BS[:, None], (s["kv"], i % S), random_keys_B, row_B
+            s["token_B"][:, None], at_B[:, None], mask_BS[:, None], (s["kv"], i % S), random_keys_B
         )
         token_B, logp_B = _sample(logits_BV, keys_B, number_B, sampling)
         reading_B = at_B + 1 < length_B

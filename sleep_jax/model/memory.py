@@ -98,29 +98,30 @@ def with_active(memory: Memory, active: Array | np.ndarray) -> Memory:
     return dataclasses.replace(memory, active_LE=jnp.asarray(active))
 
 
-def first_slots(memory: Memory, count: int) -> Memory:
-    """The same memory with the first `count` slots of every level alone.
+def only_slots(memory: Memory, index: np.ndarray) -> Memory:
+    """The same memory with these slots of every level alone.
 
     The same function where all others are locked, at the cost of those that are left: a locked slot is
     computed and multiplied by 0.
     """
-    bank = {
-        k: jax.lax.slice_in_dim(x, 0, count, axis=k.rpartition("_")[2].index("E"))
-        for k, x in memory.bank.items()
-    }
-    return dataclasses.replace(memory, bank=bank, active_LE=memory.active_LE[..., :count])
+    if len(index) == memory.active_LE.shape[-1]:
+        return memory
+    axes = {k: k.rpartition("_")[2].index("E") for k in memory.bank}
+    bank = {k: jnp.take(x, index, axis=axes[k]) for k, x in memory.bank.items()}
+    return dataclasses.replace(memory, bank=bank, active_LE=memory.active_LE[..., index])
 
 
 def without_locked(memory: Memory) -> Memory:
-    """The same function at the cost of the slots in use: those behind the last open one are left out.
+    """The same function at the cost of the slots that are in use.
 
-    In pairs, so that not every night has programs of its own to compile. Where masks differ by row
-    (`active_LE` of axes [B, L, E]) a slot is in use if it is open for any.
+    In pairs, at least one, so that not every night has programs of its own to compile: a locked slot may
+    stay. Where masks differ by row (`active_LE` of axes [B, L, E]) a slot is in use if it is open for any.
+    (Which extra expert `random_expert` draws depends on how many slots there are.)
     """
     active_LE = np.asarray(memory.active_LE)
     used_E = active_LE.any(tuple(range(active_LE.ndim - 1)))
-    pairs = np.flatnonzero(used_E).max(initial=0) // 2 + 1
-    return first_slots(memory, min(2 * int(pairs), len(used_E)))
+    count = min(max(2 * -(-used_E.sum() // 2), 2), len(used_E))
+    return only_slots(memory, np.sort(np.argsort(~used_E, kind="stable")[:count]))
 
 
 def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:

@@ -43,7 +43,11 @@ WORTHWHILE = 0.1  # of a round's dreams must be kept, or there is no other: what
 
 @dataclasses.dataclass(frozen=True)
 class RecallConfig:
-    """How dreams are sampled and which are kept."""
+    """How dreams are sampled and which are kept.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
 
     temperature: float = 1.0
     max_new: int = 48  # tokens
@@ -52,6 +56,15 @@ class RecallConfig:
     batch_size: int = 256
     answer_max_new: int = 16  # tokens of an answer
     per_answer: float = 3.0  # most dreams of one answer, in even shares over the answers dreamt
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(
+                f"sleep.recall.temperature={self.temperature} must be above 0: at 0 all dreams are the same"
+            )
+        for key in ("rounds", "batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"sleep.recall.{key}={getattr(self, key)} must be at least 1")
 
 
 def recall(

@@ -115,7 +115,7 @@ def seed(
         model, variant.objective(config.seed), join, place if variant.expand else None
     )
     in_use = np.asarray(student.active_LE).any(0).nonzero()[0]
-    frozen = (params, memory_lib.first_slots(student, 1 + max([place[1], *in_use])))
+    frozen = (params, memory_lib.only_slots(student, np.arange(1 + max([place[1], *in_use]))))
 
     # What earlier selves recall is dreamt by them. The fresh slot recalls its own day, so that this is what
     # comes up in its self. Where everything goes into the same weights, all of it must come up.

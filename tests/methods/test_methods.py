@@ -13,6 +13,8 @@ from sleep_jax.data.stream import Example, Experience, Stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.fit import Account, tokens_in
 from sleep_jax.methods import ewc, finetune, generative, icl
+from sleep_jax.methods import sleep as sleep_method
+from sleep_jax.model import memory as memory_lib
 from sleep_jax.optim import OptimConfig
 from sleep_jax.sleep import night
 from sleep_jax.sleep.recall import Dream
@@ -325,6 +327,17 @@ def test_what_each_method_may_look_at(world, material, spent, monkeypatch):
     assert sequential == new == list(second.train)
     assert joint == [*material.birth.train, *first.train, *second.train]
     assert old == finetune.reservoir(here, 2)
+
+
+def test_a_waking_day_reads_past_slots_that_are_not_in_use(world, material, monkeypatch):
+    here, read = world(), []
+    monkeypatch.setattr(sleep_method, "fit", lambda *a: read.append(a[5]) or (a[4], {}))
+    memory = memory_lib.with_active(here.model.init_memory(KEY), np.array([[True, False, False]] * 2))
+    params = here.model.init(KEY)
+    evening = sleep_method.wake(here, "001-wake", phases.State(params, memory), 1, material.days[0])
+    ((read_params, asleep),) = read
+    assert read_params is params and asleep.fast is None and asleep.active_LE.tolist() == [[True, False]] * 2
+    assert evening.memory.bank is memory.bank and evening.memory.active_LE is memory.active_LE
 
 
 @pytest.mark.parametrize("at_hand", [True, False])

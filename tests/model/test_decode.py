@@ -279,7 +279,7 @@ def test_every_router_draws_its_extra_expert_for_itself(model, self_, prompts, m
     assert len(drawn) == len(set(drawn)) == model.config.layers * calls * B and calls > 1
 
 
-# A queue samples what a batch samples, with seats that are never empty.
+# A queue samples what a batch samples, whose seats are taken again at once.
 
 QUEUED, SEATS, N = 9, 3, 12
 
@@ -293,12 +293,10 @@ def queue():
 
 
 @pytest.mark.parametrize("options", [{}, CUT, {"temperature": 0.0}, {"random_expert": True}], ids=str)
-@pytest.mark.parametrize("masks", ["the memory's", "per row", "no memory"])
-def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, masks):
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, remembers):
     params, memory = self_
-    if masks == "per row":
-        memory = memory_lib.with_active(memory, np.random.default_rng(2).random((N, 2, 3)) < 0.5)
-    how, seen = Sampling(NEW, **options), {"memory": None if masks == "no memory" else memory}
+    how, seen = Sampling(NEW, **options), {"memory": memory if remembers else None}
     batch = jax.jit(lambda *rows: model.decode(params, *rows, how, **seen))(*queue)
     drained = jax.jit(lambda *rows: model.drain(params, *rows, np.arange(SEATS), how, **seen))(*queue, QUEUED)
     batch, drained = (jax.tree.map(np.asarray, x) for x in (batch, drained))
@@ -333,7 +331,8 @@ def test_a_row_sits_down_where_another_has_ended_and_reads_its_own_text_alone(co
     script = np.array([t + [9] * (10 - len(t)) for t in texts])
     calls, ring = [], 4 + 5 - 1
 
-    def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B, row_B):
+    def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
+        row_B = tokens_BT[:, 0] - 10
         key_BSK = jax.lax.dynamic_update_slice_in_dim(cache[0], tokens_BT[..., None], cache[1], 1)
         read = row_B, positions_BT[:, 0], mask_BTS[:, 0], key_BSK[..., 0], cache[1]
         jax.debug.callback(lambda *x: calls.append(jax.tree.map(np.array, x)), *read, ordered=True)
@@ -381,7 +380,7 @@ def test_memory_is_an_argument_of_decoding(model, self_, sample, prompts):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}], ids=str
+    "wrong", [{"max_new": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}], ids=str
 )
 def test_numbers_that_nothing_can_be_drawn_by_are_an_error(wrong):
     with pytest.raises(ValueError, match="max_new must be at least 1"):

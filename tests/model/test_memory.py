@@ -220,28 +220,40 @@ def test_locked_slots_behind_the_others_may_be_left_out(model, run, grown):
     x = np.random.default_rng(3).integers(3, 40, (2, 5)).astype(np.int32)
     open_LE = np.array([[True, False, False], [False, True, False]])
     whole = memory_lib.with_active(memory, open_LE)
-    few = memory_lib.first_slots(whole, 2)
+    few = memory_lib.only_slots(whole, np.arange(2))
     assert few.active_LE.shape == (2, 2) and few.bank["w_NLDE"].shape[-1] == 2
     np.testing.assert_allclose(run(params, few, x).logits_BTV, run(params, whole, x).logits_BTV, atol=1e-5)
-    fewer = run(params, memory_lib.first_slots(whole, 1), x).logits_BTV
+    fewer = run(params, memory_lib.only_slots(whole, np.arange(1)), x).logits_BTV
     assert np.abs(fewer - run(params, whole, x).logits_BTV).max() > 0.05, "that slot was open"
 
 
 @pytest.mark.parametrize(
-    ("in_use", "kept"), [((), 2), ((0,), 2), ((1,), 2), ((2,), 4), ((0, 3), 4), ((4,), 5)], ids=str
+    ("in_use", "kept"),
+    [
+        ((), [0, 1]),
+        ((1,), [0, 1]),
+        ((4,), [0, 4]),
+        ((0, 3), [0, 3]),
+        ((1, 2, 4), [0, 1, 2, 4]),
+        ((1, 2, 3, 4), [1, 2, 3, 4]),
+    ],
+    ids=str,
 )
-def test_slots_behind_the_last_open_one_are_left_out_in_pairs(in_use, kept, grown, tiny):
+def test_slots_that_no_row_has_open_are_left_out_in_pairs(in_use, kept, grown, tiny):
     model = tiny(layers=1, slots=5)
     params, memory = grown(model)
     masks = np.zeros((3, 2, 5), bool)
-    masks[0, 1, list(in_use)] = masks[2, 0, list(in_use)[:1]] = True
-    for active in (masks[0], masks):
+    masks[2, 1, list(in_use)] = masks[0, 0, list(in_use)[:1]] = True
+    for active in (masks[2], masks):
         whole = memory_lib.with_active(memory, active)
         few = memory_lib.without_locked(whole)
-        assert few.bank["a_NLEDR"].shape[2] == few.bank["w_NLDE"].shape[-1] == kept
-        np.testing.assert_array_equal(few.active_LE, active[..., :kept])
+        np.testing.assert_array_equal(few.bank["w_NLDE"], memory.bank["w_NLDE"][..., kept])
+        np.testing.assert_array_equal(few.bank["a_NLEDR"], memory.bank["a_NLEDR"][:, :, kept])
+        np.testing.assert_array_equal(few.active_LE, active[..., kept])
         out, expected = (model.apply(params, tokens(3, T), memory=m).logits_BTV for m in (few, whole))
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    every = memory_lib.with_active(memory, np.ones((2, 5), bool))
+    assert memory_lib.without_locked(every) is every
 
 
 def test_a_batch_of_masks_is_each_sequence_alone(model, run, grown):

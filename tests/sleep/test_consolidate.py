@@ -246,7 +246,7 @@ def test_each_teacher_reads_its_own_rows_in_batches_of_one_shape(bed, encoded):
     shapes = set()
 
     def score(params, memory, *fields):
-        shapes.add(fields[0].shape)
+        shapes.add((fields[0].shape, memory.bank["w_NLDE"].shape[-1]))
         return repeat_all(params, memory, *fields)
 
     teachers = [(bed.past[0], encoded[:3]), (bed.past[1], []), (bed.awake, encoded[:2])]
@@ -255,7 +255,7 @@ def test_each_teacher_reads_its_own_rows_in_batches_of_one_shape(bed, encoded):
     for k, field_BT in enumerate((rows.tokens_BT, rows.segments_BT, rows.positions_BT)):
         np.testing.assert_array_equal(seen[..., k], field_BT)
     of_birth = int((seen[:, 0, 3] == 0).sum())
-    assert shapes == {(2, 12)} and of_birth % 2 and of_birth > 2, "the last batch is not full"
+    assert shapes == {((2, 12), 2)} and of_birth % 2 and of_birth > 2, "the last batch is not full"
     assert seen[:, 0, 3].tolist() == [0] * of_birth + [1] * (len(seen) - of_birth)
     for part, given in ((slice(of_birth), encoded[:3]), (slice(of_birth, None), encoded[:2])):
         assert (rows.segments_BT[part] > 0).sum() == sum(len(e.tokens) for e in given)
