@@ -11,8 +11,8 @@ Dreams only: the same with --config.sleep.day_at_hand=False --config.birth.check
 With practice (on-policy part and imitation): --config.sleep.seed.alpha=0.95 --config.sleep.seed.on_policy=0.1
 Choosing settings: --config.stream.probes=valid, never the test split.
 Number: 80.9 +- 0.2 % of all 150 intents after five nights with the day at hand (seeds 0 to 2; birth 89.9 ->
-82.8 %), 81.1 % with dreams only (seed 0; birth 89.5 -> 83.4 %), generative replay 77.7 % (seed 1; birth
-89.7 -> 71.3 %), sequential 8.9 %; the README says at which commit.
+82.8 %), 81.1 % with dreams only (seed 0; birth 89.5 -> 83.4 %), generative replay 77.7 and 72.0 %
+(seed 1; birth 89.7 -> 71.3 and 64.5 %), sequential 8.9 %; the README says at which commit.
 """
 
 from configs import base
