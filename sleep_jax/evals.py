@@ -2,6 +2,7 @@
 
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,6 +32,35 @@ def matches(answers: Sequence[str], expected: Sequence[str]) -> np.ndarray:
         return answer.strip() == wanted.strip()
 
     return np.array([match(a, e) for a, e in zip(answers, expected, strict=True)], bool)
+
+
+def token_f1(answers: Sequence[str], expected: Sequence[str]) -> np.ndarray:
+    """2 c / (a + e) for c words in common, each as often as both have it (SQuAD, 1606.05250), as float [n].
+
+    Words after normalisation; where that leaves nothing of either text, 1 if nothing is left of both.
+    """
+
+    def f1(answer: str, wanted: str) -> float:
+        a, e = Counter(normalise(answer).split()), Counter(normalise(wanted).split())
+        if not a or not e:
+            return float(a == e)
+        return 2 * (a & e).total() / (a.total() + e.total())
+
+    return np.array([f1(a, e) for a, e in zip(answers, expected, strict=True)], float)
+
+
+def contains(answers: Sequence[str], expected: Sequence[str]) -> np.ndarray:
+    """Whether the words of the expected answer stand in the answer, in one piece, as bool [n].
+
+    After normalisation; where it leaves nothing of the expected answer, `matches` decides.
+    """
+
+    def within(answer: str, wanted: str) -> bool:
+        if not normalise(wanted):
+            return bool(matches([answer], [wanted])[0])
+        return f" {normalise(wanted)} " in f" {normalise(answer)} "
+
+    return np.array([within(a, e) for a, e in zip(answers, expected, strict=True)], bool)
 
 
 def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float:

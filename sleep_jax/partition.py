@@ -41,6 +41,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"\bb_NRD$", (None, None, "fsdp")),
     (r"\b(w|pool)_ND$", (None, "fsdp")),
     (r"\b(bias_NLE|bias_N|active_LE|\w+_L)$", ()),
+    (r"_(a_NIR|b_NRO)$", ()),
 )
 
 Step = Callable[..., tuple[Tree, dict[str, Any]]]

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from sleep_jax import evals
@@ -30,6 +31,38 @@ def test_answers_match_after_normalisation_and_raw_where_it_leaves_nothing():
     assert evals.matches([], []).shape == (0,)
     with pytest.raises(ValueError):
         evals.matches(["one"], ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    "answer, wanted, f1, within",
+    [
+        ("the Oslo!", "oslo", 1.0, True),
+        ("in Oslo, Norway", "Oslo", 2 * (1 / 3) / (1 / 3 + 1), True),
+        ("Oslo Oslo", "Oslo", 2 / 3, True),  # a word counts as often as both have it
+        ("Norway Oslo", "Oslo Norway", 1.0, False),  # in any order, but not in one piece
+        ("Oslofjord", "Oslo", 0.0, False),  # words, not letters
+        ("", "Oslo", 0.0, False),
+        ("the", "a", 1.0, False),
+        ("the", "the", 1.0, True),
+    ],
+)
+def test_graders_by_hand(answer, wanted, f1, within):
+    assert evals.token_f1([answer], [wanted]).tolist() == pytest.approx([f1])
+    assert evals.contains([answer], [wanted]).tolist() == [within]
+
+
+def test_a_match_has_all_of_f1_and_is_contained():
+    words = ["Oslo", "the Oslo", "Oslo in the north", "north", "the", "", "In Oslo."]
+    pairs = [(a, e) for a in words for e in words if e.strip()]
+    answers, expected = zip(*pairs, strict=True)
+    f1, within = evals.token_f1(answers, expected), evals.contains(answers, expected)
+    hit = evals.matches(answers, expected)
+    assert hit.any() and not hit.all()
+    assert (f1[hit] == 1).all() and within[hit].all()
+    np.testing.assert_allclose(f1, evals.token_f1(expected, answers))
+    for grader in (evals.token_f1, evals.contains):
+        with pytest.raises(ValueError):
+            grader(["one"], ["one", "two"])
 
 
 def probes(*answers):

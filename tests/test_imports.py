@@ -20,7 +20,9 @@ LAYERS = (
     ("ops", "data"),
     ("model", "losses", "optim", "partition", "checkpoint", "metrics", "evals"),
     ("steps", "rollout", "terminal"),
-    ("wake", "sleep.selves", "sleep.recall", "sleep.consolidate", "sleep.imitate"),
+    ("wake", "sleep.selves", "sleep.recall", "sleep.consolidate", "sleep.imitate", "sleep.trials"),
+    ("sleep.importance",),
+    ("sleep.dream",),
     ("settings",),  # the configurations of everything above, gathered
     ("fit",),
     ("phases", "sleep.seeding"),

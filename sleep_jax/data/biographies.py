@@ -13,6 +13,7 @@ import dataclasses
 
 import numpy as np
 
+from sleep_jax.data.passages import Passage
 from sleep_jax.data.stream import Example, Experience, Stream, StreamConfig
 
 DAYS = 3  # the generator has no end of its own: what `days = 0` means here
@@ -193,26 +194,30 @@ def load(config: StreamConfig) -> Stream:
     Raises:
       ValueError: when more people or attributes are asked for than there are.
     """
-    if config.attributes > len(ATTRIBUTES):
-        raise ValueError(f"attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower attributes")
     days = config.days or DAYS
     sizes = [config.people_at_birth] + [config.people_per_day] * days
-    capacity = len(FIRST_NAMES) * len(LAST_NAMES)
-    if sum(sizes) > capacity:
-        raise ValueError(
-            f"{config.people_at_birth} people at birth and {days} days with "
-            f"{config.people_per_day} make {sum(sizes)}, but there are {capacity} names: "
-            "lower people_at_birth, people_per_day or days"
-        )
+    _check(config, sum(sizes))
     rng = np.random.default_rng(config.seed)
-    names = _names(rng, capacity)
+    names = _names(rng, len(FIRST_NAMES) * len(LAST_NAMES))
     titles = ["birth"] + [f"day {d}" for d in range(1, days + 1)]
     ends = np.cumsum(sizes)
     life = [
-        _experience(rng, title, names[end - size : end], ATTRIBUTES[: config.attributes])
+        _experience(rng, title, names[end - size : end], config.attributes)
         for title, size, end in zip(titles, sizes, ends, strict=True)
     ]
     return Stream(life[0], tuple(life[1:]))
+
+
+def _check(config: StreamConfig, people: int) -> None:
+    if config.attributes > len(ATTRIBUTES):
+        raise ValueError(f"attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower attributes")
+    capacity = len(FIRST_NAMES) * len(LAST_NAMES)
+    if people > capacity:
+        raise ValueError(
+            f"{config.people_at_birth} people at birth, {config.days or DAYS} days with "
+            f"{config.people_per_day} and what is read beside them make {people}, but there are {capacity} "
+            "names: lower people_at_birth, people_per_day, days or the number of passages"
+        )
 
 
 def _names(rng: np.random.Generator, count: int) -> list[str]:
@@ -223,20 +228,60 @@ def _names(rng: np.random.Generator, count: int) -> list[str]:
     return [f"{first[i % len(first)]} {last[(i + i // len(last)) % len(last)]}" for i in range(count)]
 
 
-def _experience(
-    rng: np.random.Generator, title: str, names: list[str], attributes: tuple[Attribute, ...]
-) -> Experience:
-    splits: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
-    for name in names:
-        facts = [(a, str(rng.choice(a.values))) for a in attributes]
-        for attribute, value in facts:
-            for split, examples in splits.items():
-                examples.extend(Example(p.format(name=name), value) for p in getattr(attribute, split))
-        splits["train"].append(Example("", _biography(rng, name, facts)))
-    return Experience(title, **{split: tuple(examples) for split, examples in splits.items()})
+def passages(config: StreamConfig, count: int, first: int = 0) -> tuple[Passage, ...]:
+    """Biographies of `count` people whom no life of this configuration meets, one passage each.
+
+    Args:
+      config: `seed`, `days`, `people_at_birth`, `people_per_day` and `attributes` are read.
+      count: of passages.
+      first: how many to leave out; passage i is the same whatever `first` and `count` are.
+
+    Returns:
+      Passages whose questions are the probes of the person.
+
+    Raises:
+      ValueError: as `load` does.
+    """
+    taken = config.people_at_birth + config.people_per_day * (config.days or DAYS)
+    _check(config, taken + first + count)
+    names = _names(np.random.default_rng(config.seed), len(FIRST_NAMES) * len(LAST_NAMES))
+    told = []
+    for i in range(first, first + count):
+        person = _person(np.random.default_rng([config.seed, i]), names[taken + i], config.attributes)
+        told.append(Passage(person.name, person.biography, person.said("valid"), person.said("test")))
+    return tuple(told)
 
 
-def _biography(rng: np.random.Generator, name: str, facts: list[tuple[Attribute, str]]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """Who is invented: the facts, and a biography that tells each once."""
+
+    name: str
+    facts: tuple[tuple[Attribute, str], ...]
+    biography: str
+
+    def said(self, split: str) -> tuple[Example, ...]:
+        """Every fact in every phrasing of a split."""
+        return tuple(
+            Example(phrasing.format(name=self.name), value)
+            for attribute, value in self.facts
+            for phrasing in getattr(attribute, split)
+        )
+
+
+def _person(rng: np.random.Generator, name: str, attributes: int) -> Person:
+    facts = tuple((a, str(rng.choice(a.values))) for a in ATTRIBUTES[:attributes])
+    return Person(name, facts, _biography(rng, name, facts))
+
+
+def _experience(rng: np.random.Generator, title: str, names: list[str], attributes: int) -> Experience:
+    people = [_person(rng, name, attributes) for name in names]
+    train = (e for p in people for e in (*p.said("train"), Example("", p.biography)))
+    probes = {split: tuple(e for p in people for e in p.said(split)) for split in ("valid", "test")}
+    return Experience(title, tuple(train), **probes)
+
+
+def _biography(rng: np.random.Generator, name: str, facts: tuple[tuple[Attribute, str], ...]) -> str:
     surname = name.split()[-1]
     return " ".join(
         str(rng.choice(attribute.prose)).format(who=name if i == 0 else surname, value=value)

@@ -12,10 +12,11 @@ from sleep_jax.model.transformer import Transformer
 from sleep_jax.types import Array, Memory, Model, Output, Rollout, Sampling, Tree
 
 
-def _layer_inputs(memory: Memory | None) -> Tree:
+def _layer_inputs(memory: Memory | None, adapter: Tree | None) -> Tree:
+    layer = {} if adapter is None else {"adapter": adapter}
     if memory is None:
-        return {}
-    layer = {} if memory.bank is None else {"bank": memory.bank}
+        return layer
+    layer |= {} if memory.bank is None else {"bank": memory.bank}
     return layer if memory.fast is None else {**layer, "fast": memory.fast}
 
 
@@ -29,13 +30,13 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         shared = {"positions_BT": tokens, "mask_BTS": jnp.ones((1, 1, 1), bool)}
         return net.init(key, tokens, {}, shared, method=lambda m, *xs: m.unembed(m(*xs)[0]))["params"]
 
-    def run(params, tokens_BT, positions_BT, mask_BTS, memory, cache=None, random_keys_B=None):
+    def run(params, tokens_BT, positions_BT, mask_BTS, memory, adapter, cache=None, random_keys_B=None):
         shared = {"positions_BT": positions_BT, "mask_BTS": mask_BTS}
         if memory is not None and memory.bank is not None:
             shared["active"] = memory.active_LE
             if random_keys_B is not None:
                 shared["random_keys_B"] = random_keys_B
-        layer = _layer_inputs(memory)
+        layer = _layer_inputs(memory, adapter)
         if cache is not None:
             kvs, at = cache
             layer["cache"] = [(*kv, at) for kv in kvs]
@@ -49,6 +50,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         tokens_BT: Array,
         *,
         memory: Memory | None = None,
+        adapter: Tree | None = None,
         segments_BT: Array | None = None,
         positions_BT: Array | None = None,
     ) -> Output:
@@ -59,6 +61,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
           tokens_BT: int32.
           memory: fast deltas and expert slots; its `active_LE` may be [L, E], or [B, L, E] for a mask per
             sequence. None is the plain decoder.
+          adapter: of `lora`, scaled; one for all rows, or `lora.grouped`.
           segments_BT: tokens attend within their segment; None is one segment per row.
           positions_BT: counted from 0 in each segment; None is 0, 1, 2, ...
 
@@ -81,7 +84,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
             mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None]
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(steps_T, (B, T))
-        hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory)
+        hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, adapter)
         routes = ys["gates_BTLE"]
         routes_BTLE = None if routes is None else routes.mean(0)
         return Output(unembed(params, hidden_BTD), hidden_BTD, routes_BTLE, ys["router_BTLE"])
@@ -101,8 +104,9 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         sampling: Sampling,
         *,
         memory: Memory | None = None,
+        adapter: Tree | None = None,
     ) -> Rollout:
-        """Samples continuations; arguments and returns as in `decode.decode`, memory as in `apply`.
+        """Samples continuations; arguments and returns as in `decode.decode`, the rest as in `apply`.
 
         Raises:
           ValueError: padded prompts and new tokens together are longer than `model.max_len`.
@@ -110,7 +114,9 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         check_length(prompts_BT.shape[1], sampling.max_new)
 
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
-            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, cache, random_keys_B)
+            hidden_BTD, ys = run(
+                params, tokens_BT, positions_BT, mask_BTS, memory, adapter, cache, random_keys_B
+            )
             kv = ys["kv"]
             if cache is None:  # prefill: only the last true token of each row is read
                 hidden_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
@@ -129,21 +135,23 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         sampling: Sampling,
         *,
         memory: Memory | None = None,
+        adapter: Tree | None = None,
     ) -> Rollout:
         """Samples continuations of a queue; arguments and returns as in `decode.drain`, memory as in `apply`
-        but with one mask of slots for all; raises as `decode`.
+        but with one mask of slots, and one adapter, for all; raises as `decode`.
         """
         check_length(prompts_QT.shape[1], sampling.max_new)
 
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
-            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, cache, random_keys_B)
+            seen = memory, adapter, cache, random_keys_B
+            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, *seen)
             return unembed(params, hidden_BTD)[:, 0], ys["kv"]
 
         def empty(slots: int) -> Tree:
             def read():
                 tokens_BT = jnp.zeros((len(seats_B), slots), jnp.int32)
                 mask_BTS = jnp.ones((len(seats_B), slots, slots), bool)
-                return run(params, tokens_BT, tokens_BT, mask_BTS, memory)[1]["kv"]
+                return run(params, tokens_BT, tokens_BT, mask_BTS, memory, None)[1]["kv"]
 
             shapes = jax.eval_shape(read)
             return [tuple(jnp.zeros(x.shape[1:], x.dtype) for x in shapes) for _ in range(config.layers)]

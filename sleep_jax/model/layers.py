@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sleep_jax.model import lora
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.types import Array, Tree
 
@@ -103,13 +104,22 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, positions_BT: Array, mask_BTS: Array, cache: tuple[Array, Array, Array] | None
+        self,
+        x_BTD: Array,
+        positions_BT: Array,
+        mask_BTS: Array,
+        cache: tuple[Array, Array, Array] | None,
+        adapter: Tree | None = None,
     ) -> tuple[Array, tuple[Array, Array]]:
         c = self.config
         D, H, J, K = c.width, c.heads, c.kv_heads, c.head_size
-        q_BTHK = project(x_BTD, weight(self, "q_NDHK", (D, H, K)))
-        k_BTJK = project(x_BTD, weight(self, "k_NDJK", (D, J, K)))
-        v_BTJK = project(x_BTD, weight(self, "v_NDJK", (D, J, K)))
+
+        def heads(name: str, stored: str, count: int) -> Array:
+            return project(x_BTD, weight(self, stored, (D, count, K))) + lora.added(
+                x_BTD, adapter, name, (count, K)
+            )
+
+        q_BTHK, k_BTJK, v_BTJK = heads("q", "q_NDHK", H), heads("k", "k_NDJK", J), heads("v", "v_NDJK", J)
         if c.qkv_bias:
             zeros = nn.initializers.zeros
             q_BTHK += self.param("q_bias_NHK", zeros, (H, K), c.param_dtype).astype(c.compute_dtype)
@@ -126,20 +136,27 @@ class Attention(nn.Module):
             kv = write(cache[0], kv[0]), write(cache[1], kv[1])
         y_BTHK = attend(q_BTHK, mask_BTS, *kv)
         o_HKD = weight(self, "o_NHKD", (H, K, D), fan_in=2)
-        y_BTD = project(y_BTHK.reshape(*y_BTHK.shape[:2], H * K), o_HKD.reshape(H * K, D))
+        y_BTM = y_BTHK.reshape(*y_BTHK.shape[:2], H * K)
+        y_BTD = project(y_BTM, o_HKD.reshape(H * K, D)) + lora.added(y_BTM, adapter, "o", (D,))
         return y_BTD, kv
 
 
 class SwiGLU(nn.Module):
-    """(silu(x Wg) * (x Wu)) Wd (Shazeer 2020, 2002.05202), each weight plus its fast-memory delta if any."""
+    """(silu(x Wg) * (x Wu)) Wd (Shazeer 2020, 2002.05202).
+
+    Each weight is taken plus its fast-memory delta, each product plus its adapter's, if there are any.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, fast: Tree | None) -> Array:
+    def __call__(self, x_BTD: Array, fast: Tree | None, adapter: Tree | None = None) -> Array:
         D, F = self.config.width, self.config.ff
         fast = fast or {}
         gate_DF = weight(self, "gate_NDF", (D, F), delta=fast.get("gate_NDF"))
         up_DF = weight(self, "up_NDF", (D, F), delta=fast.get("up_NDF"))
         down_FD = weight(self, "down_NFD", (F, D), delta=fast.get("down_NFD"))
-        return project(jax.nn.silu(project(x_BTD, gate_DF)) * project(x_BTD, up_DF), down_FD)
+        gate_BTF = project(x_BTD, gate_DF) + lora.added(x_BTD, adapter, "gate", (F,))
+        up_BTF = project(x_BTD, up_DF) + lora.added(x_BTD, adapter, "up", (F,))
+        y_BTF = jax.nn.silu(gate_BTF) * up_BTF
+        return project(y_BTF, down_FD) + lora.added(y_BTF, adapter, "down", (D,))

@@ -13,9 +13,9 @@ from sleep_jax.types import Array, Tree
 class Block(nn.Module):
     """x + attention(norm(x)); then x + SwiGLU(norm(x)) + the experts that the routers chose.
 
-    The call takes what is this layer's own (`index`, and where there are any `fast` deltas, expert `bank` and
-    `cache`) and what all layers share (`positions_BT`, `mask_BTS`, `active` slots, `random_keys_B`). It
-    returns x_BTD and this layer's new keys and values, its gates and its router scores.
+    The call takes what is this layer's own (`index`, and where there are any `fast` deltas, expert `bank`,
+    `adapter` and `cache`) and what all layers share (`positions_BT`, `mask_BTS`, `active` slots,
+    `random_keys_B`). It returns x_BTD and this layer's new keys and values, its gates and its router scores.
     """
 
     config: ModelConfig
@@ -28,10 +28,11 @@ class Block(nn.Module):
         attention = Attention(c, name="attn")
         cache = layer.get("cache")
         kv_cache = None if cache is None else (*cache[:2], cache[-1])
-        y_BTD, kv = attention(h_BTD, shared["positions_BT"], shared["mask_BTS"], kv_cache)
+        adapter = layer.get("adapter")
+        y_BTD, kv = attention(h_BTD, shared["positions_BT"], shared["mask_BTS"], kv_cache, adapter)
         x_BTD = x_BTD + y_BTD
         h_BTD = RMSNorm(c, name="mlp_norm")(x_BTD)
-        y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"))
+        y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"), adapter)
         gates_BTLE = logits_BTLE = None
         if "bank" in layer:
             bank = layer["bank"]

@@ -1,0 +1,79 @@
+"""How much a dream would move the model, and where to: one exact gradient per dream, of an adapter alone.
+
+Sleep (2606.03979) section 3.4 ranks dreams by the "size/alignment" of their gradients and says no more. The
+low-rank parameters are our reading: they are what a trial trains, and few enough to keep for every dream.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.flatten_util
+import numpy as np
+
+from sleep_jax import partition
+from sleep_jax.sleep import trials
+from sleep_jax.sleep.trials import TrialConfig
+from sleep_jax.types import Batch, Memory, Model, Tree
+
+
+class Importance(NamedTuple):
+    """Of I dreams with gradients g_i of their mean loss per token.
+
+    Attributes:
+      norm_I: |g_i|.
+      align_I: <g_i, g_val>, None without a validation set.
+      gram_II: <g_i, g_j>.
+    """
+
+    norm_I: np.ndarray
+    align_I: np.ndarray | None
+    gram_II: np.ndarray
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(model: Model, scale: float):
+    objective = trials.objective(model, scale)
+
+    def gradient(adapter: Tree, frozen: Tree, rows: Batch):
+        def loss(adapter):
+            return objective.totals(adapter, frozen, rows, None)[0]["nll"].value()
+
+        return jax.flatten_util.ravel_pytree(jax.grad(loss)(adapter))[0]
+
+    return jax.jit(jax.vmap(gradient, in_axes=(None, None, 0)))
+
+
+def importance(
+    model: Model,
+    config: TrialConfig,
+    params: Tree,
+    memory: Memory | None,
+    start: Tree,
+    rows: Batch,
+    validation: Batch | None = None,
+) -> Importance:
+    """The importance of dreams, `config.at_once` gradients at a time.
+
+    Args:
+      model, config, params, memory, start: as in `trials.train`. With a fresh adapter, whose B is 0, only the
+        gradient of B is not 0.
+      rows: of `trials.lessons`, [I, M, T].
+      validation: rows [1, M', T] of what the dreams should help with.
+    """
+    run = _compiled(model, config.scale)
+
+    def gradients(rows: Batch) -> np.ndarray:
+        count, parts = len(rows.tokens_BT), []
+        for first in range(0, count, config.at_once):
+            index = np.arange(first, first + config.at_once)
+            chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], rows)
+            parts.append(partition.fetch(run(start, (params, memory), partition.put_rows(chosen, params))))
+        return np.concatenate(parts)[:count]
+
+    g_IP = gradients(rows)
+    return Importance(
+        norm_I=np.linalg.norm(g_IP, axis=1),
+        align_I=None if validation is None else g_IP @ gradients(validation)[0],
+        gram_II=g_IP @ g_IP.T,
+    )

@@ -1,0 +1,197 @@
+"""Trials: what would the model be after learning from this dream? Isolated adapters, trained together.
+
+Sleep (2606.03979) section 3.4 gives each dream its own instance of the model, theta' = SFT(theta, dream) by
+LoRA. Here the instances are one mapped axis over a backbone that is there once: one compiled program trains
+`at_once` of them in the time of a batch, where SEAL (2506.10943) trains one after another.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sleep_jax import losses, optim, partition, rollout, steps, trees
+from sleep_jax.data import encoding, packing
+from sleep_jax.data.encoding import Encoded
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.model import lora
+from sleep_jax.optim import OptimConfig
+from sleep_jax.types import Batch, Memory, Model, Objective, Sampling, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialConfig:
+    """One trial.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    rank: int = 16  # R
+    alpha: float = 32.0  # the adapter's product is scaled by alpha / R
+    steps: int = 20  # updates, each on all that the dream has
+    at_once: int = 16  # trials that are trained together
+    optim: OptimConfig = OptimConfig(lr=1e-2, warmup=0.0)
+
+    def __post_init__(self):
+        for key in ("rank", "steps", "at_once"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"sleep.trials.{key}={getattr(self, key)} must be at least 1")
+        if self.alpha <= 0:
+            raise ValueError(f"sleep.trials.alpha={self.alpha} must be above 0")
+
+    @property
+    def scale(self) -> float:
+        """alpha / R."""
+        return self.alpha / self.rank
+
+
+def objective(model: Model, scale: float) -> Objective:
+    """Next-token prediction over an adapter alone; `frozen` is `(params, memory)`."""
+
+    def totals(adapter, frozen, batch, key):
+        del key
+        params, memory = frozen
+        return {"nll": losses.next_token(model, params, memory, batch, lora.scaled(adapter, scale))}, {}
+
+    return Objective({"nll": 1.0}, lambda batch: {"nll": batch.weights_BT.sum()}, totals)
+
+
+def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int, weight_prompt: float = 1.0) -> Batch:
+    """What each trial learns from, as rows [I, M, T]: every dream packed, and padded with empty rows.
+
+    M is the least power of two that holds the longest dream, so that few shapes are compiled.
+
+    Args:
+      dreams: for each of I trials its sequences.
+      row_length: T.
+      weight_prompt: of predicting tokens of a prompt.
+
+    Raises:
+      ValueError: there is no trial, or one has nothing to learn from.
+    """
+    packed = [packing.pack(encoded, row_length, weight_prompt=weight_prompt)[0] for encoded in dreams]
+    if not packed:
+        raise ValueError("there is no dream to try")
+    for i, rows in enumerate(packed):
+        if not rows.weights_BT.any():
+            raise ValueError(f"dream {i} has no token to learn from")
+    most = 1 << (max(len(rows.tokens_BT) for rows in packed) - 1).bit_length()
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, [(0, most - len(x)), (0, 0)])
+
+    return jax.tree.map(lambda *xs: np.stack([padded(x) for x in xs]), *packed)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(model: Model, config: TrialConfig):
+    optimizer = optim.make(config.optim, config.steps)
+    step = steps.make(objective(model, config.scale), optimizer)
+
+    def trial(start: Tree, frozen: Tree, rows: Batch):
+        def update(state, _):
+            state, metrics = step(state, frozen, rows, None)
+            return state, metrics["nll"].value()
+
+        state, nll_S = jax.lax.scan(update, steps.init(optimizer, start), length=config.steps)
+        return state.params, nll_S
+
+    return jax.jit(jax.vmap(trial, in_axes=(None, None, 0)))
+
+
+def train(
+    model: Model, config: TrialConfig, params: Tree, memory: Memory | None, start: Tree, rows: Batch
+) -> tuple[Tree, np.ndarray]:
+    """The adapters after each trial, all begun at `start`.
+
+    Args:
+      model, config: of all trials.
+      params, memory: the model that is tried on; nothing in it moves.
+      start: an adapter, as `lora.init` makes it.
+      rows: of `lessons`, [I, M, T].
+
+    Returns:
+      The adapters, arrays [I, ...], and nll_IS, the loss at each step in nats per token.
+
+    Raises:
+      FloatingPointError: an adapter is not finite, or its B never left zero.
+    """
+    run = _compiled(model, config)
+    count = len(rows.tokens_BT)
+    parts = []
+    for first in range(0, count, config.at_once):
+        index = np.arange(first, first + config.at_once)
+        chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], rows)
+        parts.append(partition.fetch(run(start, (params, memory), partition.put_rows(chosen, params))))
+    adapters, nll_IS = jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+    _check(adapters, start)
+    return adapters, nll_IS
+
+
+def _check(adapters: Tree, start: Tree) -> None:
+    """A trial that trained nothing would be rewarded at random: better no night than such a one."""
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(adapters)):
+        raise FloatingPointError("an adapter of a trial is not finite: lower sleep.trials.optim.lr")
+    moved_I = sum(
+        np.abs(x - np.asarray(start[name])).reshape(len(x), -1).max(1)
+        for name, x in trees.named(adapters).items()
+        if name.endswith("_b_NRO")
+    )
+    if not moved_I.all():
+        still = np.flatnonzero(moved_I == 0).tolist()
+        raise FloatingPointError(f"the adapters of trials {still} did not move: their B is as it was")
+
+
+def answers(
+    model: Model,
+    tok: Tokenizer,
+    params: Tree,
+    memory: Memory | None,
+    adapters: Tree | None,
+    questions: Sequence[Sequence[Example]],
+    config: TrialConfig,
+    *,
+    max_new: int,
+) -> list[list[str]]:
+    """Greedy answers of every trial to its own questions.
+
+    Args:
+      adapters: arrays [I, ...] as `train` returns them; None asks the model without any.
+      questions: for each of I trials.
+      max_new: most tokens of an answer.
+
+    Raises:
+      ValueError: a prompt is blank, or does not leave room for `max_new` tokens in `model.max_len`.
+    """
+    if not questions:
+        return []
+    tokens, lengths = encoding.prompts(tok, [q for asked in questions for q in asked])
+    ends = np.cumsum([len(asked) for asked in questions])
+    starts, most = ends - [len(asked) for asked in questions], max(map(len, questions))
+    said: list[list[str]] = []
+    for first in range(0, len(questions), config.at_once):
+        trial = np.arange(first, first + config.at_once) % len(questions)
+        # Every trial has the same number of rows: its questions, and the first again where it has fewer.
+        at = starts[trial][:, None] + np.arange(most) % np.maximum(ends - starts, 1)[trial][:, None]
+        rows = at.ravel()
+        own = None
+        if adapters is not None:
+            own = lora.grouped(lora.scaled({k: x[trial] for k, x in adapters.items()}, config.scale))
+        out = rollout.generate(
+            model,
+            params,
+            memory,
+            (tokens[rows], lengths[rows]),
+            jax.random.key(0),
+            Sampling(max_new, temperature=0.0),
+            batch_size=len(rows),
+            adapter=own,
+        )
+        texts = [tok.decode(ids).strip() for ids in rollout.completions(out, lengths[rows])]
+        for i, trial_i in enumerate(trial[: len(questions) - first]):
+            said.append(texts[i * most : i * most + len(questions[trial_i])])
+    return said

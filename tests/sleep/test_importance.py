@@ -1,0 +1,73 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from sleep_jax.data.encoding import Encoded
+from sleep_jax.model import lora
+from sleep_jax.sleep import trials
+from sleep_jax.sleep.importance import importance
+from sleep_jax.sleep.trials import TrialConfig
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+ROW = 12
+CONFIG = TrialConfig(rank=2, alpha=6.0, at_once=4)
+
+
+@pytest.fixture(scope="module")
+def self_(tiny, grown):
+    model = tiny()
+    return model, *grown(model)
+
+
+@pytest.fixture(scope="module")
+def start(self_):
+    return lora.init(self_[0].config, CONFIG.rank, jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def dreams():
+    draw = np.random.default_rng(1)
+    sizes = ((5,), (12, 9), (3, 4), (12,), (6,), (8,))
+    return [[Encoded(draw.integers(3, 40, n).astype(np.int32), 1) for n in lengths] for lengths in sizes]
+
+
+def by_hand(self_, start, encoded):
+    """Gradient of the mean loss of one dream, its sequences one after the other."""
+    model, params, memory = self_
+
+    def loss(adapter):
+        total = count = 0
+        for e in encoded:
+            scaled = lora.scaled(adapter, 3.0)
+            logits_TV = model.apply(params, e.tokens[None], memory=memory, adapter=scaled).logits_BTV[0]
+            logps_TV = jax.nn.log_softmax(logits_TV)
+            total -= sum(logps_TV[t, y] for t, y in enumerate(e.tokens[1:]))
+            count += len(e.tokens) - 1
+        return total / count
+
+    gradient = jax.grad(loss)(start)
+    return np.concatenate([np.asarray(gradient[k]).ravel() for k in sorted(gradient)])
+
+
+def test_gradients_are_those_of_each_dream_alone(self_, start, dreams):
+    model, params, memory = self_
+    rows, validation = trials.lessons(dreams, ROW), trials.lessons(dreams[4:5], ROW)
+    found = importance(model, CONFIG, params, memory, start, rows, validation)
+    g = np.stack([by_hand(self_, start, d) for d in dreams[:3]])
+    np.testing.assert_allclose(found.norm_I[:3], np.linalg.norm(g, axis=1), rtol=1e-3)
+    np.testing.assert_allclose(found.gram_II[:3, :3], g @ g.T, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.align_I[:3], g @ by_hand(self_, start, dreams[4]), rtol=1e-3, atol=1e-4)
+    assert found.align_I[4] == pytest.approx(found.norm_I[4] ** 2, rel=1e-4)
+    np.testing.assert_allclose(np.diagonal(found.gram_II), found.norm_I**2, rtol=1e-4)
+
+
+def test_chunks_do_not_matter(self_, start, dreams):
+    model, params, memory = self_
+    rows = trials.lessons(dreams, ROW)
+    whole, parts = (
+        importance(model, dataclasses.replace(CONFIG, at_once=n), params, memory, start, rows) for n in (6, 4)
+    )
+    assert whole.align_I is None and whole.gram_II.shape == (6, 6)
+    np.testing.assert_allclose(parts.gram_II, whole.gram_II, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,140 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sleep_jax import optim
+from sleep_jax.data.encoding import Encoded
+from sleep_jax.model import lora
+from sleep_jax.optim import OptimConfig
+from sleep_jax.partition import MeshConfig, Partitioner
+from sleep_jax.sleep import trials
+from sleep_jax.sleep.trials import TrialConfig
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+ROW = 16
+CONFIG = TrialConfig(rank=2, alpha=6.0, steps=3, at_once=8, optim=OptimConfig(lr=0.02, warmup=0.0, clip=0.5))
+
+
+@pytest.fixture(scope="module")
+def self_(tiny, grown):
+    model = tiny()
+    return model, *grown(model)
+
+
+@pytest.fixture(scope="module")
+def dreams():
+    """Dreams of one to several sequences: some fill a row, some need three."""
+    draw = np.random.default_rng(0)
+
+    def sequence(length):
+        return Encoded(draw.integers(3, 40, length).astype(np.int32), 2)
+
+    return [[sequence(n) for n in lengths] for lengths in ((5,), (16, 12, 9), (3, 4), (16,), (7, 7, 7, 7))]
+
+
+@pytest.fixture(scope="module")
+def start(self_):
+    return lora.init(self_[0].config, CONFIG.rank, jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def together(self_, start, dreams):
+    model, params, memory = self_
+    return trials.train(model, CONFIG, params, memory, start, trials.lessons(dreams, ROW))
+
+
+def loop(self_, start, encoded):
+    """One trial written out: sequences one by one, weights with A B added, a step at a time."""
+    model, params, memory = self_
+    stored = {"q": "q_NDHK", "k": "k_NDJK", "v": "v_NDJK", "o": "o_NHKD"}
+    stored |= {"gate": "gate_NDF", "up": "up_NDF", "down": "down_NFD"}
+
+    def loss(adapter):
+        blocks = {k: dict(v) if isinstance(v, dict) else v for k, v in params["blocks"].items()}
+        for name, key in stored.items():
+            part = blocks["attn" if name in "qkvo" else "mlp"]
+            product = jnp.einsum("nir,nro->nio", adapter[f"{name}_a_NIR"], adapter[f"{name}_b_NRO"])
+            part[key] = part[key] + 3.0 * product.reshape(part[key].shape)
+        total = count = 0
+        for e in encoded:
+            logits_TV = model.apply({**params, "blocks": blocks}, e.tokens[None], memory=memory).logits_BTV[0]
+            logps_T = jax.nn.log_softmax(logits_TV)[jnp.arange(len(e.tokens) - 1), e.tokens[1:]]
+            total, count = total - logps_T.sum(), count + len(logps_T)
+        return total / count
+
+    optimizer = optim.make(CONFIG.optim, CONFIG.steps)
+    adapter, state, losses = start, optimizer.init(start), []
+    for _ in range(CONFIG.steps):
+        value, gradient = jax.jit(jax.value_and_grad(loss))(adapter)
+        updates, state = optimizer.update(gradient, state, adapter)
+        adapter = optax.apply_updates(adapter, updates)
+        losses.append(float(value))
+    return adapter, losses
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_a_trial_is_a_plain_loop_over_its_own_dream(self_, start, dreams, together, i):
+    adapter, losses = loop(self_, start, dreams[i])
+    adapters, nll_IS = together
+    np.testing.assert_allclose(nll_IS[i], losses, rtol=1e-4)
+    for name, x in adapter.items():
+        np.testing.assert_allclose(adapters[name][i], x, rtol=1e-2, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_trained_together_is_trained_alone(self_, start, dreams, together, at_once):
+    model, params, memory = self_
+    config = dataclasses.replace(CONFIG, at_once=at_once)
+    adapters, nll_IS = trials.train(model, config, params, memory, start, trials.lessons(dreams, ROW))
+    assert nll_IS.shape == (5, CONFIG.steps)
+    np.testing.assert_allclose(nll_IS, together[1], rtol=1e-5)
+    for name, x in adapters.items():
+        np.testing.assert_allclose(x, together[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_mesh_splits_the_trials(self_, start, dreams, together):
+    model, params, memory = self_
+    partitioner = Partitioner(MeshConfig())
+    params, memory = partitioner.put(params), partitioner.put(memory)
+    adapters, nll_IS = trials.train(model, CONFIG, params, memory, start, trials.lessons(dreams, ROW))
+    np.testing.assert_allclose(nll_IS, together[1], rtol=1e-5)
+    for name, x in adapters.items():
+        np.testing.assert_allclose(x, together[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_lessons_are_padded_to_a_power_of_two_rows(dreams):
+    rows = trials.lessons(dreams, ROW)
+    assert rows.tokens_BT.shape == (5, 4, ROW)
+    assert rows.weights_BT.sum((1, 2)).tolist() == [sum(len(e.tokens) - 1 for e in d) for d in dreams]
+    assert trials.lessons(dreams[:1], ROW).tokens_BT.shape == (1, 1, ROW)
+
+
+def test_nothing_to_learn_from_is_an_error():
+    with pytest.raises(ValueError, match="no dream to try"):
+        trials.lessons([], ROW)
+    with pytest.raises(ValueError, match="dream 1 has no token to learn from"):
+        trials.lessons([[Encoded(np.arange(3, 7, dtype=np.int32), 1)], []], ROW)
+
+
+def test_a_trial_that_did_not_train_is_never_silent(self_, start, dreams, together):
+    model, params, memory = self_
+    stuck = jax.tree.map(np.array, together[0])
+    for name, x in start.items():
+        stuck[name][3] = x
+    with pytest.raises(FloatingPointError, match=r"trials \[3\] did not move"):
+        trials._check(stuck, start)
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trials.train(model, CONFIG, broken, memory, start, trials.lessons(dreams, ROW))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rank": 0}, {"steps": 0}, {"at_once": 0}, {"alpha": 0.0}], ids=lambda bad: next(iter(bad))
+)
+def test_settings_out_of_range_name_their_key(bad):
+    with pytest.raises(ValueError, match=f"sleep.trials.{next(iter(bad))}"):
+        TrialConfig(**bad)
