@@ -221,9 +221,9 @@ class Workbench:
         keys = rng.per_row(self.key, rows)
         if queued:
             seats = partition.put_rows(np.arange(rows // WAVES, dtype=np.int32), self.params)
-            args = self.params, self.resting, None, *told, keys, rows, seats
+            args = self.params, self.resting, None, None, *told, keys, rows, seats
         else:
-            args = self.params, self.resting, None, *partition.put_rows(told, self.params), keys
+            args = self.params, self.resting, None, None, *partition.put_rows(told, self.params), keys
         return run.lower(*args), args
 
     def work(self, rows: int, width: int, new: int, temperature: float) -> float:
