@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
+    c.study = "life"  # "life", or "incorporation" (configs/knowledge_incorporation.py)
     c.method = "sleep"  # one method of sleep_jax/methods, or several separated by commas, the main one first
     c.seed = 0  # of everything random
     c.seeds = 1  # number of lives, with seeds seed, seed + 1, ...
@@ -33,6 +34,7 @@ def get_config() -> ConfigDict:
     s.people_at_birth = 24  # biographies
     s.people_per_day = 8  # biographies
     s.attributes = 4  # biographies: facts per person
+    s.strangers = 0  # biographies: people in whom dreaming is shown at birth
     s.tfds_name = ""  # tfds: data set
     s.tfds_text = "text"  # tfds: feature that is read
     s.tfds_label = "label"  # tfds: feature that is answered
@@ -132,6 +134,43 @@ def get_config() -> ConfigDict:
     i.samples = 4  # G, continuations of each
     i.max_new = 24  # tokens
     i.refresh = 8  # steps that share one round of sampling
+
+    c.rem = g = ConfigDict()
+    g.rounds = 2  # of ReST-EM: dream, try, learn from what helped
+    g.roles = (
+        "free",
+    )  # what is asked for: "implications", "rewrite", "questions" or "free", in equal shares
+    g.per_context = 5  # dreams of a context
+    g.temperature = 1.0  # of the logits that dreams are sampled from
+    g.max_new = 96  # tokens of a dream
+    g.random_expert = True  # each router opens one random active expert more
+    g.batch_size = 64  # dreams sampled at once
+    g.score = "norm"  # how dreams rank: "norm" of their gradient, or "greedy" by what each adds
+    g.top = 4  # dreams of a context that are tried for their rank
+    g.random = 1  # others that are tried for diversity
+    g.reread = True  # a trial learns the context itself beside its dreams
+    g.grader = "exact"  # "exact", "f1", "contains" or "judge"
+    g.best_of_n = False  # the dreamer learns from the best rewarded dream of a context alone
+    g.trials = t = ConfigDict()  # an adapter for each dream
+    t.rank = 16
+    t.alpha = 32.0  # its product is scaled by alpha / rank
+    t.steps = 20  # updates, each on all that the dream has
+    t.at_once = 16  # trials that are trained together
+    t.optim = _optim(lr=1e-2)
+    t.optim.warmup = 0.0
+    g.learn = u = ConfigDict()  # an adapter that learns to dream
+    u.rank = 16
+    u.alpha = 32.0  # as above
+    u.epochs = 10  # passes over the rewarded dreams
+    u.batch_rows = 8  # rows per step
+    u.optim = _optim(lr=5e-3)
+
+    c.passages = q = ConfigDict()  # study "incorporation"
+    q.source = "biographies"  # "biographies", or "squad" from {data_dir}/seal_squad/
+    q.train = 32  # passages that dreaming is learnt on
+    q.single = 24  # passages that are incorporated each on its own
+    q.continued = 50  # passages that are incorporated together
+    q.edits = 8  # passages that are incorporated one after the other
 
     c.baseline = a = ConfigDict()
     a.gradient_tokens = 0  # per cycle; 0 is what a day and a night of Sleep may spend

@@ -207,7 +207,7 @@ class Workbench:
     def scoring(self) -> Piece:
         """What the awake teacher says of packed rows."""
         batch = self.rows(self.config.eval_batch // 4)
-        args = self.params, self.memory, batch.tokens_BT, batch.segments_BT, batch.positions_BT
+        args = self.params, self.memory, None, batch.tokens_BT, batch.segments_BT, batch.positions_BT
         compiled = consolidate.scorer(self.model).lower(*args).compile()
         rows, length = batch.tokens_BT.shape
         run, shape = functools.partial(compiled, *args), f"{rows} x {length}"

@@ -23,6 +23,7 @@ def main(argv):
     import jax
 
     from sleep_jax import checkpoint, life, settings
+    from sleep_jax.studies import incorporation
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
     print(
@@ -31,7 +32,8 @@ def main(argv):
         flush=True,
     )
     try:
-        life.run(settings.load(CONFIG.value.to_dict()), WORKDIR.value)
+        config = settings.load(CONFIG.value.to_dict())
+        {"life": life.run, "incorporation": incorporation.run}[config.study](config, WORKDIR.value)
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):
             raise

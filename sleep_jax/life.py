@@ -48,7 +48,7 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
         newborn = birth(config, seed, base / "birth", material)
         for name, method in chosen.items():
             workdir = base / name if len(chosen) > 1 or config.seeds > 1 else base
-            summaries.append(live(config, seed, workdir, material, newborn, name, method))
+            summaries.append(live(config, seed, workdir, material, newborn, name, method)[0])
             if slept := metrics.read_jsonl(workdir / "links.jsonl")[0]:
                 nights[f"{name} · seed {seed}"] = slept
             report.write(root)
@@ -65,9 +65,10 @@ class Newborn:
     params: Tree
 
 
-def _world(
+def world_of(
     config: Config, seed: int, workdir: pathlib.Path, material: stream.Stream, tok: Tokenizer, read_only=False
 ) -> World:
+    """What a life in a directory lives in; with `read_only` nothing is logged."""
     model_config = dataclasses.replace(config.model, vocab_size=tok.vocab_size)
     return World(
         config=config,
@@ -96,7 +97,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
             "that launch.main wrote"
         )
     if not file.exists():
-        texts = encoding.texts(material.birth.train)
+        texts = encoding.texts((*material.birth.train, *material.skills))
         tok = (
             Tokenizer.load(config.tokenizer)
             if config.tokenizer
@@ -105,7 +106,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         workdir.mkdir(parents=True, exist_ok=True)
         tok.save(file.with_suffix(".half"))
         file.with_suffix(".half").replace(file)
-    world = _world(
+    world = world_of(
         config, seed, given or workdir, material, Tokenizer.load(file), read_only=given is not None
     )
     _fits(world)
@@ -114,7 +115,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         return Newborn(world.tok, phases.load(world, BIRTH, State(params, None)).params)
 
     def train(state: State) -> State:
-        rows = finetune.pack(world, material.birth.train)
+        rows = finetune.pack(world, material.birth.train, material.skills)
         finetune.read(world, material.birth)
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
         batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)
@@ -145,10 +146,10 @@ def live(
     newborn: Newborn,
     name: str,
     method: Method,
-) -> metrics.Summary:
-    """One method's days and nights, resumed where they stand."""
+) -> tuple[metrics.Summary, State]:
+    """One method's days and nights, resumed where they stand: what is said of them, and how they end."""
     checkpoint.sweep(workdir)
-    world = _world(config, seed, workdir, material, newborn.tok)
+    world = world_of(config, seed, workdir, material, newborn.tok)
     memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
     lived: list[Experience] = [material.birth]
 
@@ -183,7 +184,7 @@ def live(
         print(terminal.morning(publish(world, state, name)), flush=True)
     summary = publish(world, state, name)
     world.writer.close()
-    return summary
+    return summary, state
 
 
 def publish(world: World, state: State, name: str) -> metrics.Summary:
@@ -243,7 +244,7 @@ def write_slots(workdir: pathlib.Path, state: State) -> None:
             experience=slot.experiences[-1],
             documents=slot.documents,
             dreams=slot.dreams,
-            dreams_file=f"dreams/night-{night:02d}.jsonl",
+            dreams_file=f"dreams/{metrics.dreams_name(night, slot.rem)}",
             merged_from=slot.nights if len(slot.nights) > 1 else (),
             forgotten=forgotten,
             share_of_answers=None if forgotten else slot.share_of_answers,

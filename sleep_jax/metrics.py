@@ -114,6 +114,29 @@ class Dream:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trial:
+    """A dream of stage 2 and what came of trying it; `reason` says why it was not tried.
+
+    `norm`, `align` and `gain` are what it was selected by, `before` and `after` the measure without and with
+    it, `difference` and `error` their paired difference with its standard error.
+    """
+
+    task: str
+    role: str
+    prompt: str
+    text: str
+    norm: float
+    align: float
+    gain: float
+    before: float
+    after: float
+    difference: float
+    error: float
+    reward: int | None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Slot:
     """Who wrote a slot: the night and its experience, from how much; and its share of today's answers."""
 
@@ -160,6 +183,11 @@ def write_summary(run: str | os.PathLike, summary: Summary) -> None:
     _replace(pathlib.Path(run, "summary.json"), _json(summary, indent=2))
 
 
+def write_json(run: str | os.PathLike, name: str, value: Any) -> None:
+    """Writes <run>/<name> as a whole."""
+    _replace(pathlib.Path(run, name), _json(value, indent=2))
+
+
 def write_slots(run: str | os.PathLike, slots: Sequence[Slot]) -> None:
     """Writes <run>/slots.json, the provenance of every slot in use."""
     _replace(pathlib.Path(run, "slots.json"), _json(list(slots), indent=2))
@@ -170,11 +198,14 @@ def write_memory(run: str | os.PathLike, steps: Mapping[str, Mapping[str, Any]])
     _replace(pathlib.Path(run, "memory.json"), _json(steps, indent=2))
 
 
-def write_dreams(run: str | os.PathLike, night: int, dreams: Iterable[Dream]) -> pathlib.Path:
-    """Writes <run>/dreams/night-<night>.jsonl anew; returns its path in the run, as `Slot` names it."""
-    name = pathlib.Path("dreams", f"night-{night:02d}.jsonl")
-    _replace(pathlib.Path(run, name), "".join(map(_json, dreams)))
-    return name
+def dreams_name(night: int, rem: bool = False) -> str:
+    """The file of dreams/ with what a night, or its stage 2, was seeded from."""
+    return f"{'rem' if rem else 'night'}-{night:02d}.jsonl"
+
+
+def write_dreams(run: str | os.PathLike, name: str, dreams: Iterable[Any]) -> None:
+    """Writes <run>/dreams/<name> anew, one dataclass a line."""
+    _replace(pathlib.Path(run, "dreams", name), "".join(map(_json, dreams)))
 
 
 def write_links(run: str | os.PathLike, links: Links) -> None:

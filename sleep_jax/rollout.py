@@ -119,6 +119,7 @@ def answer(
     *,
     max_new: int,
     batch_size: int,
+    adapter: Tree | None = None,
 ) -> list[str]:
     """Greedy answers to the prompts of `questions`; an answer that did not end is what there was of it.
 
@@ -127,6 +128,7 @@ def answer(
       questions: n examples; their answers are not looked at.
       max_new: most tokens of an answer.
       batch_size: questions answered at once.
+      adapter: as in `generate`.
 
     Raises:
       ValueError: a prompt is blank, or does not leave room for `max_new` tokens in `model.max_len`.
@@ -142,5 +144,6 @@ def answer(
         jax.random.key(0),
         Sampling(max_new, temperature=0.0),
         batch_size=batch_size,
+        adapter=adapter,
     )
     return [tok.decode(ids).strip() for ids in completions(rollout, prompts[1])]

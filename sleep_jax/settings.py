@@ -12,6 +12,7 @@ from sleep_jax.model.config import MemoryConfig, ModelConfig
 from sleep_jax.optim import OptimConfig
 from sleep_jax.partition import MeshConfig
 from sleep_jax.sleep.consolidate import SeedConfig
+from sleep_jax.sleep.dream import DreamConfig
 from sleep_jax.sleep.imitate import ImitateConfig
 from sleep_jax.sleep.recall import RecallConfig
 from sleep_jax.wake import WakeConfig
@@ -100,9 +101,30 @@ class BaselineConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PassagesConfig:
+    """The study of knowledge incorporation: what is read once and asked without it.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    source: Literal["biographies", "squad"] = "biographies"  # "squad" reads {data_dir}/seal_squad/
+    train: int = 32  # passages that dreaming is learnt on
+    single: int = 24  # passages that are incorporated one by one, each on its own (n = 1)
+    continued: int = 50  # passages that are incorporated together (n = 50)
+    edits: int = 8  # passages that are incorporated one after the other
+
+    def __post_init__(self):
+        for key in ("train", "single", "continued", "edits"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"passages.{key}={getattr(self, key)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that one command needs."""
 
+    study: Literal["life", "incorporation"] = "life"  # what is done with the configuration
     method: str = "sleep"  # one method, or several separated by commas; the first is the main one
     seed: int = 0
     seeds: int = 1  # lives with seeds seed, seed + 1, ...
@@ -122,6 +144,8 @@ class Config:
     wake: WakeConfig = WakeConfig()
     sleep: SleepConfig = SleepConfig()
     baseline: BaselineConfig = BaselineConfig()
+    rem: DreamConfig = DreamConfig()
+    passages: PassagesConfig = PassagesConfig()
 
     def __post_init__(self):
         if self.checkpoint_every % self.sleep.imitate.refresh:

@@ -21,16 +21,18 @@ LAYERS = (
     ("model", "losses", "optim", "partition", "checkpoint", "metrics", "evals"),
     ("steps", "rollout", "terminal"),
     ("wake", "sleep.selves", "sleep.recall", "sleep.consolidate", "sleep.imitate", "sleep.trials"),
-    ("sleep.importance",),
+    ("sleep.importance", "sleep.graders"),
     ("sleep.dream",),
     ("settings",),  # the configurations of everything above, gathered
     ("fit",),
     ("phases", "sleep.seeding"),
     ("sleep.night",),
+    ("sleep.rem",),
     ("methods",),
     ("charts", "runs"),
     ("report",),
     ("life",),
+    ("studies",),
     ("forgetting",),
 )
 OURS = "sleep_jax"

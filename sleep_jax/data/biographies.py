@@ -13,6 +13,7 @@ import dataclasses
 
 import numpy as np
 
+from sleep_jax.data import dreams
 from sleep_jax.data.passages import Passage
 from sleep_jax.data.stream import Example, Experience, Stream, StreamConfig
 
@@ -184,19 +185,21 @@ def load(config: StreamConfig) -> Stream:
     """Birth with `people_at_birth` people, then days with `people_per_day` new ones.
 
     Args:
-      config: `seed`, `days` (0 = 3), `people_at_birth`, `people_per_day` and `attributes` are read.
+      config: `seed`, `days` (0 = 3), `people_at_birth`, `people_per_day`, `attributes` and `strangers` are
+        read.
 
     Returns:
       For each experience of p people and a attributes: 6 p a + p training examples (the p are free text), 2
         p a valid
-      and 2 p a test probes. The same seed gives the same people, whatever the number of days.
+      and 2 p a test probes. The same seed gives the same people, whatever the number of days. As skills, for
+      each stranger a biography with a dream of it.
 
     Raises:
       ValueError: when more people or attributes are asked for than there are.
     """
     days = config.days or DAYS
     sizes = [config.people_at_birth] + [config.people_per_day] * days
-    _check(config, sum(sizes))
+    _check(config)
     rng = np.random.default_rng(config.seed)
     names = _names(rng, len(FIRST_NAMES) * len(LAST_NAMES))
     titles = ["birth"] + [f"day {d}" for d in range(1, days + 1)]
@@ -205,19 +208,51 @@ def load(config: StreamConfig) -> Stream:
         _experience(rng, title, names[end - size : end], config.attributes)
         for title, size, end in zip(titles, sizes, ends, strict=True)
     ]
-    return Stream(life[0], tuple(life[1:]))
+    skills = (
+        _demonstration(np.random.default_rng([config.seed, i]), names[-1 - i], config.attributes)
+        for i in range(config.strangers)
+    )
+    return Stream(life[0], tuple(life[1:]), tuple(skills))
 
 
-def _check(config: StreamConfig, people: int) -> None:
+def _demonstration(rng: np.random.Generator, name: str, attributes: int) -> Example:
+    """How one dreams: a biography, and what some of it comes to in one of the ways of `dreams.PROMPTS`.
+
+    Half of them are shown without being asked for one way, so that "free" draws all of them.
+    """
+    person = _person(rng, name, attributes)
+    role = str(rng.choice([r for r in dreams.PROMPTS if r != "free"]))
+    if role == "rewrite":
+        said = [Example("", _biography(rng, name, person.facts))]
+    else:
+        asked = role == "questions"
+        count = int(rng.integers(1, len(person.facts) + 1))
+        facts = [person.facts[i] for i in rng.permutation(len(person.facts))[:count]]
+        told = [
+            (str(rng.choice([t for t in a.train if t.endswith("?") == asked])).format(name=name), value)
+            for a, value in facts
+        ]
+        said = [Example(*pair) if asked else Example("", " ".join(pair) + ".") for pair in told]
+    shown = role if rng.random() < 0.5 else "free"
+    return Example(dreams.prompt(shown, person.biography), dreams.write(said))
+
+
+def _check(config: StreamConfig, passages: int = 0) -> None:
     if config.attributes > len(ATTRIBUTES):
         raise ValueError(f"attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower attributes")
     capacity = len(FIRST_NAMES) * len(LAST_NAMES)
+    people = _met(config) + config.strangers + passages
     if people > capacity:
         raise ValueError(
             f"{config.people_at_birth} people at birth, {config.days or DAYS} days with "
-            f"{config.people_per_day} and what is read beside them make {people}, but there are {capacity} "
-            "names: lower people_at_birth, people_per_day, days or the number of passages"
+            f"{config.people_per_day}, {config.strangers} strangers and {passages} passages make {people}, "
+            f"but there are {capacity} names: lower people_at_birth, people_per_day, days, strangers or the "
+            "number of passages"
         )
+
+
+def _met(config: StreamConfig) -> int:
+    return config.people_at_birth + config.people_per_day * (config.days or DAYS)
 
 
 def _names(rng: np.random.Generator, count: int) -> list[str]:
@@ -242,8 +277,8 @@ def passages(config: StreamConfig, count: int, first: int = 0) -> tuple[Passage,
     Raises:
       ValueError: as `load` does.
     """
-    taken = config.people_at_birth + config.people_per_day * (config.days or DAYS)
-    _check(config, taken + first + count)
+    taken = _met(config)
+    _check(config, first + count)
     names = _names(np.random.default_rng(config.seed), len(FIRST_NAMES) * len(LAST_NAMES))
     told = []
     for i in range(first, first + count):

@@ -30,10 +30,14 @@ class Experience:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A life's material: what is known at birth, then one experience per day."""
+    """A life's material: what is known at birth, then one experience per day.
+
+    `skills` are shown at birth and never asked of: how something is done, not what is the case.
+    """
 
     birth: Experience
     days: tuple[Experience, ...]
+    skills: tuple[Example, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ class StreamConfig:
     people_at_birth: int = 24  # biographies: people known at birth
     people_per_day: int = 8  # biographies: new people per day
     attributes: int = 4  # biographies: facts per person, the first so many of biographies.ATTRIBUTES
+    strangers: int = 0  # biographies: people at birth in whom dreaming is shown, and who never come again
     tfds_name: str = ""  # tfds: name of the data set, as in 'ag_news_subset' or 'name/config:1.0.0'
     tfds_text: str = "text"  # tfds: feature that is read
     tfds_label: str = "label"  # tfds: feature of type ClassLabel whose names are the answers
@@ -63,6 +68,7 @@ class StreamConfig:
     def __post_init__(self):
         for key, least in (
             ("seed", 0), ("days", 0), ("people_at_birth", 1), ("people_per_day", 1), ("attributes", 1),
+            ("strangers", 0),
         ):  # fmt: skip
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
@@ -105,7 +111,7 @@ def load(config: StreamConfig) -> Stream:
     if config.probes == "test":
         return stream
     birth, *days = (dataclasses.replace(e, test=e.valid) for e in (stream.birth, *stream.days))
-    return Stream(birth, tuple(days))
+    return dataclasses.replace(stream, birth=birth, days=tuple(days))
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

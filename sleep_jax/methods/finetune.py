@@ -52,9 +52,10 @@ def mixed(new: Batch, old: Batch, share: float, seed: int) -> Batch:
     return jax.tree.map(lambda a, b: np.concatenate([a, b[pick]]), new, old)
 
 
-def pack(world: World, examples: Sequence[Example]) -> Batch:
-    """Packed rows of the examples, in both directions."""
-    return packing.pack(documents(world, examples), world.config.row_length)[0]
+def pack(world: World, examples: Sequence[Example], skills: Sequence[Example] = ()) -> Batch:
+    """Packed rows of the examples, in both directions, and of skills as they are asked for."""
+    shown = encoding.encode(world.tok, skills, world.config.row_length)
+    return packing.pack([*documents(world, examples), *shown], world.config.row_length)[0]
 
 
 def read(world: World, experience: Experience) -> None:

@@ -5,6 +5,7 @@ An adapter is a flat dict with two arrays per layer `name` of `SIZES`, stacked o
 different ones, have one axis more behind N (`grouped`).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -24,6 +25,34 @@ SIZES: dict[str, Callable[[ModelConfig], tuple[int, int]]] = {
 }
 
 
+# Where the backbone keeps the weights of each layer, stacked over N.
+STORED = {
+    "attn": {"q": "q_NDHK", "k": "k_NDJK", "v": "v_NDJK", "o": "o_NHKD"},
+    "mlp": {"gate": "gate_NDF", "up": "up_NDF", "down": "down_NFD"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Size of an adapter.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    rank: int = 16  # R
+    alpha: float = 32.0  # the adapter's product is scaled by alpha / R
+
+    def __post_init__(self):
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"rank={self.rank} must be at least 1, and alpha={self.alpha} above 0")
+
+    @property
+    def scale(self) -> float:
+        """alpha / R."""
+        return self.alpha / self.rank
+
+
 def init(config: ModelConfig, rank: int, key: Array) -> Tree:
     """An adapter that changes nothing yet: A ~ N(0, 1/in), B = 0, float32."""
     adapter = {}
@@ -38,6 +67,17 @@ def init(config: ModelConfig, rank: int, key: Array) -> Tree:
 def scaled(adapter: Tree, scale: float) -> Tree:
     """The adapter with every B times alpha / R: what `Model.apply` and `Model.decode` take."""
     return {k: x * scale if k.endswith("_b_NRO") else x for k, x in adapter.items()}
+
+
+def merged(params: Tree, adapter: Tree) -> Tree:
+    """The backbone with a scaled adapter added to its weights: the same function in exact arithmetic."""
+    blocks = {k: dict(v) if isinstance(v, dict) else v for k, v in params["blocks"].items()}
+    for part, names in STORED.items():
+        for name, key in names.items():
+            product = jnp.einsum("nir,nro->nio", adapter[f"{name}_a_NIR"], adapter[f"{name}_b_NRO"])
+            weight = blocks[part][key]
+            blocks[part][key] = (weight + product.reshape(weight.shape)).astype(weight.dtype)
+    return {**params, "blocks": blocks}
 
 
 def grouped(adapters: Sequence[Tree] | Tree) -> Tree:

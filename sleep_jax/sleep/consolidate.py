@@ -209,13 +209,12 @@ def encode_recalling(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> l
 
 @functools.lru_cache(maxsize=8)
 def scorer(model: Model):
-    """Jitted `score(params, memory, tokens_BT, segments_BT, positions_BT) -> hidden_BTD` of a teacher."""
+    """Jitted `score(params, memory, adapter, tokens_BT, segments_BT, positions_BT) -> hidden_BTD`."""
 
     @jax.jit
-    def score(params, memory, tokens_BT, segments_BT=None, positions_BT=None):
-        return model.apply(
-            params, tokens_BT, memory=memory, segments_BT=segments_BT, positions_BT=positions_BT
-        ).hidden_BTD
+    def score(params, memory, adapter, tokens_BT, segments_BT=None, positions_BT=None):
+        where = {"segments_BT": segments_BT, "positions_BT": positions_BT}
+        return model.apply(params, tokens_BT, memory=memory, adapter=adapter, **where).hidden_BTD
 
     return score
 
@@ -240,7 +239,7 @@ def lessons(
             continue
         rows, _ = packing.pack(encoded, row_length, weight_prompt=prompt_weight)
         fields = rows.tokens_BT, rows.segments_BT, rows.positions_BT
-        hidden_BTD = _scored(score, params, seen_by(memory, self_), fields, batch_size)
+        hidden_BTD = _scored(score, params, seen_by(memory, self_), self_.adapter, fields, batch_size)
         parts.append(Lesson(rows, hidden_BTD, np.full(len(hidden_BTD), own, np.float32)))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
@@ -282,12 +281,17 @@ def lessons_in_context(
         [np.broadcast_to(np.arange(width), before.shape), rows.positions_BT + width], axis=1
     )
     fields = tokens, segments, positions.astype(np.int32)
-    hidden_BTD = _scored(score, params, memory, fields, batch_size)[:, width:]
+    hidden_BTD = _scored(score, params, memory, None, fields, batch_size)[:, width:]
     return Lesson(rows, hidden_BTD, np.ones(n, np.float32))
 
 
 def _scored(
-    score, params: Tree, memory: Memory, fields: tuple[np.ndarray, ...], batch_size: int
+    score,
+    params: Tree,
+    memory: Memory,
+    adapter: Tree | None,
+    fields: tuple[np.ndarray, ...],
+    batch_size: int,
 ) -> np.ndarray:
     """hidden_BTD of all rows, `batch_size` at a time; the last call repeats the last row."""
     n = len(fields[0])
@@ -296,7 +300,7 @@ def _scored(
     for start in range(0, n, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), n - 1)
         rows = partition.put_rows([x[index] for x in fields], params)
-        hidden.append(partition.fetch(score(params, memory, *rows)))
+        hidden.append(partition.fetch(score(params, memory, adapter, *rows)))
     return np.concatenate(hidden)[:n]
 
 

@@ -10,71 +10,66 @@ Sleep (2606.03979) section 3.4, after SEAL (2506.10943). Of a task, a context C 
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import jax
 import numpy as np
 
-from sleep_jax import evals, rng, rollout
+from sleep_jax import rng, rollout
 from sleep_jax.data import dreams as text
-from sleep_jax.data import encoding
+from sleep_jax.data import encoding, packing
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import lora
 from sleep_jax.ops import selection
-from sleep_jax.sleep import trials
+from sleep_jax.sleep import graders, trials
 from sleep_jax.sleep.importance import importance
-from sleep_jax.sleep.trials import TrialConfig
+from sleep_jax.sleep.trials import FitConfig, TrialConfig
 from sleep_jax.types import Array, Memory, Model, Sampling, Tree
-
-Grader = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-
-GRADERS: Mapping[str, Grader] = {
-    "exact": evals.matches,
-    "f1": evals.token_f1,
-    "contains": evals.contains,
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class DreamConfig:
-    """One round of dreaming.
+    """Dreaming, trials and rewards.
 
     Raises:
       ValueError: a value outside its range.
     """
 
-    roles: tuple[str, ...] = ("questions",)  # what is asked for, of `data.dreams.PROMPTS`, in equal shares
+    rounds: int = 2  # of ReST-EM
+    roles: tuple[str, ...] = ("free",)  # what is asked for, of `data.dreams.PROMPTS`, in equal shares
     per_context: int = 5  # m, dreams of a context
     temperature: float = 1.0
     max_new: int = 96  # tokens of a dream
     random_expert: bool = True  # each router opens one random active expert more
     batch_size: int = 64  # dreams sampled at once
-    score: Literal["norm", "greedy"] = "norm"  # how dreams rank; "greedy" needs what they should help with
+    score: Literal["norm", "greedy"] = "norm"  # how dreams rank: by size of gradient, or what it adds
     top: int = 4  # k, dreams of a context that are tried for their rank
     random: int = 1  # b, others that are tried for diversity
-    reread: bool = True  # a trial learns the context itself beside the dream
-    grader: str = "exact"  # of GRADERS
-    answer_tokens: int = 16  # tokens of an answer
+    reread: bool = True  # a trial learns the context itself beside its dreams
+    grader: str = "exact"  # of graders.NAMES
+    best_of_n: bool = False  # the dreamer learns from the best dream of a context alone, where it is rewarded
     trials: TrialConfig = TrialConfig()
-    learn: TrialConfig = TrialConfig(steps=30)  # how the dreamer learns from what was rewarded
+    learn: FitConfig = FitConfig()  # how the dreamer learns from what was rewarded
 
     def __post_init__(self):
         for role in self.roles:
             text.prompt(role, "")
         if not self.roles or self.per_context < 1:
-            raise ValueError(
-                f"rem.roles={self.roles} and rem.per_context={self.per_context}: nothing is dreamt"
-            )
+            raise ValueError(f"roles={self.roles} and per_context={self.per_context}: nothing is dreamt")
         if self.top < 0 or self.random < 0 or not 1 <= self.top + self.random <= self.per_context:
             raise ValueError(
-                f"rem.top={self.top} and rem.random={self.random} must together be at least 1 and at most "
-                f"rem.per_context={self.per_context}"
+                f"top={self.top} and random={self.random} must together be at least 1 and at most "
+                f"per_context={self.per_context}"
             )
-        if self.grader not in GRADERS:
-            raise ValueError(f"rem.grader={self.grader!r} is none of {', '.join(GRADERS)}")
+        if self.temperature <= 0 or self.max_new < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"temperature={self.temperature} must be above 0, max_new={self.max_new} and batch_size="
+                f"{self.batch_size} at least 1"
+            )
+        if self.grader not in graders.NAMES:
+            raise ValueError(f"grader={self.grader!r} is none of {', '.join(graders.NAMES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +89,8 @@ class Dreamt:
       prompt, text: what was asked for, and what was said.
       says: its lines as examples.
       reason: why it was not tried, '' when it was.
-      norm, align, gain: importance; NaN where it was not measured.
+      norm, align, gain: of its gradient g: |g|, <g, g_val>, and what it adds to the dreams picked before it
+        (`ops.selection.greedy`); NaN where it was not measured.
       before, after: tau without and with the dream.
       difference, error: mean of the paired differences over the questions, and its standard error.
     """
@@ -128,6 +124,7 @@ class Sleeper:
     params: Tree
     memory: Memory | None
     row_length: int
+    answer_tokens: int
 
 
 def imagine(
@@ -136,7 +133,7 @@ def imagine(
     """`per_context` dreams of every context, in one go.
 
     Args:
-      dreamer: adapter that has learnt to dream, as `lora.init` makes it; None is the model as it is.
+      dreamer: adapter that has learnt to dream, as `learn` returns it; None is the model as it is.
 
     Returns:
       Dreams in the order of the tasks. Those that cannot be tried have a reason: the context leaves no room,
@@ -173,7 +170,7 @@ def imagine(
         who.memory,
         prompts,
         key,
-        Sampling(c.max_new, c.temperature, random_expert=c.random_expert),
+        Sampling(c.max_new, c.temperature, random_expert=c.random_expert and who.memory is not None),
         batch_size=c.batch_size,
         adapter=None if dreamer is None else lora.scaled(dreamer, c.learn.scale),
     )
@@ -204,119 +201,127 @@ def _lines(who: Sleeper, dream: Dreamt) -> list[Encoded]:
     return encoded
 
 
-def lesson(who: Sleeper, dream: Dreamt, reread: bool) -> list[Encoded]:
-    """What a trial of this dream learns from: its lines and, on demand, the context."""
-    context = encoding.encode_text(who.tok, dream.task.context, who.row_length) if reread else []
-    return [*context, *_lines(who, dream)]
+def lesson(who: Sleeper, task: Task, dreams: Sequence[Dreamt], reread: bool) -> list[Encoded]:
+    """What is learnt from dreams of a task: their lines and, on demand, the context."""
+    context = encoding.encode_text(who.tok, task.context, who.row_length) if reread else []
+    return context + [line for dream in dreams for line in _lines(who, dream)]
 
 
-def select(
-    who: Sleeper,
-    start: Tree,
-    made: Sequence[Dreamt],
-    config: DreamConfig,
-    key: Array,
-    helpful: Sequence[Encoded] = (),
-) -> None:
+def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfig, key: Array) -> None:
     """Ranks the dreams of each context by their gradients and gives a reason to those that are not tried.
 
-    Args:
-      helpful: sequences whose loss should fall, for `score="greedy"` and for `align`.
-
-    Raises:
-      ValueError: `score="greedy"` without them.
+    The validation gradient of a dream is that of reading its context, which is at hand and asks no question:
+    our reading, the paper says "size/alignment" and not with what.
     """
     c = config
-    if c.score == "greedy" and not helpful:
-        raise ValueError('rem.score="greedy" ranks dreams by what they help with, and there is nothing of it')
     able = [d for d in made if not d.reason]
     if not able:
         return
+    tasks = {d.task.name: d.task for d in able}
     rows = trials.lessons([_lines(who, d) for d in able], who.row_length)
-    validation = trials.lessons([helpful], who.row_length) if helpful else None
-    found = importance(who.model, c.trials, who.params, who.memory, start, rows, validation)
-    for i, dream in enumerate(able):
-        dream.norm = float(found.norm_I[i])
-        if found.align_I is not None:
-            dream.align = float(found.align_I[i])
+    contexts = trials.lessons([lesson(who, t, (), True) for t in tasks.values()], who.row_length)
+    found = importance(who.model, c.trials, who.params, who.memory, start, rows, contexts)
     names = np.array([d.task.name for d in able])
-    for n, name in enumerate(dict.fromkeys(names)):
+    for n, name in enumerate(tasks):
         mine = np.flatnonzero(names == name)
-        score = found.norm_I[mine]
-        if c.score == "greedy":
-            picked, gain = selection.greedy(
-                found.gram_II[np.ix_(mine, mine)], found.align_I[mine], c.trials.optim.lr, len(mine)
-            )
-            score = np.empty(len(mine))
-            score[np.asarray(picked)] = -np.arange(len(mine))
-            for i, g in zip(np.asarray(picked), np.asarray(gain), strict=True):
-                able[mine[i]].gain = float(g)
+        norm, align = found.norm_I[mine], found.align_IV[mine, n]
+        gram = found.gram_II[np.ix_(mine, mine)]
+        picked, gain = (np.asarray(x) for x in selection.greedy(gram, align, c.trials.optim.lr, len(mine)))
+        rank = np.empty(len(mine))
+        rank[picked] = -np.arange(len(mine))
         top = min(c.top, len(mine))
-        keep = selection.top_and_random(score, top, min(c.random, len(mine) - top), rng.fold(key, n))
-        for i, kept in zip(mine, np.asarray(keep), strict=True):
+        lucky = min(c.random, len(mine) - top)
+        score = norm if c.score == "norm" else rank
+        keep = np.asarray(selection.top_and_random(score, top, lucky, rng.fold(key, n)))
+        for i, k, g, kept in zip(mine[picked], picked, gain, keep[picked], strict=True):
+            dream = able[i]
+            dream.norm, dream.align, dream.gain = float(norm[k]), float(align[k]), float(g)
             if not kept:
-                able[i].reason = "not selected"
+                dream.reason = "not selected"
 
 
-def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfig) -> Tree | None:
+def instances(
+    who: Sleeper, start: Tree, learnt: Sequence[tuple[Task, Sequence[Dreamt]]], config: DreamConfig
+) -> Tree:
+    """One awake instance for each task with what was dreamt of it: adapters, arrays [I, ...]."""
+    rows = trials.lessons([lesson(who, t, dreams, config.reread) for t, dreams in learnt], who.row_length)
+    return trials.train(who.model, config.trials, who.params, who.memory, start, rows)[0]
+
+
+def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfig) -> None:
     """Tries the dreams that have no reason against it and writes down what came of each (Eq. 5).
 
-    Both arms answer the same questions greedily, so that the differences are paired.
+    The model "without the dream" is the one that a trial differs from by the dream alone: where trials read
+    the context again, it has read the context too. (Our reading. Against the untouched model every dream
+    that names its subject would be rewarded.) Both arms answer the same questions greedily, so that the
+    differences are paired.
 
     Args:
       start: the adapter that every trial begins with.
-
-    Returns:
-      The adapters of the trials [I, ...], None where there was nothing to try.
     """
     c = config
     able = [d for d in made if not d.reason]
     if not able:
-        return None
-    rows = trials.lessons([lesson(who, d, c.reread) for d in able], who.row_length)
-    adapters, _ = trials.train(who.model, c.trials, who.params, who.memory, start, rows)
+        return
     tasks = list({d.task.name: d.task for d in able}.values())
-    base = dict(zip((t.name for t in tasks), _tau(who, None, tasks, c), strict=True))
-    after = _tau(who, adapters, [d.task for d in able], c)
-    for dream, hits in zip(able, after, strict=True):
+    without = instances(who, start, [(t, ()) for t in tasks], c) if c.reread else None
+    base = dict(zip((t.name for t in tasks), grades(who, without, tasks, c), strict=True))
+    adapters = instances(who, start, [(d.task, (d,)) for d in able], c)
+    for dream, hits in zip(able, grades(who, adapters, [d.task for d in able], c), strict=True):
         paired = hits - base[dream.task.name]
         dream.before, dream.after = float(base[dream.task.name].mean()), float(hits.mean())
         dream.difference = float(paired.mean())
         dream.error = float(paired.std(ddof=1) / math.sqrt(len(paired))) if len(paired) > 1 else math.nan
-        if not math.isfinite(dream.after) or not math.isfinite(dream.before):
+        if not math.isfinite(dream.difference):
             dream.reason = "tau is not a number"
-    return adapters
 
 
-def _tau(who: Sleeper, adapters: Tree | None, tasks: Sequence[Task], config: DreamConfig) -> list[np.ndarray]:
-    """The grade of every question of every task, each task asked of its own adapter."""
+def grades(
+    who: Sleeper, adapters: Tree | None, tasks: Sequence[Task], config: DreamConfig
+) -> list[np.ndarray]:
+    """The grade of every question of every task, each task asked of its own adapter; NaN where none came."""
     questions = [t.questions for t in tasks]
     answers = trials.answers(
         who.model, who.tok, who.params, who.memory, adapters, questions, config.trials,
-        max_new=config.answer_tokens,
+        max_new=who.answer_tokens,
     )  # fmt: skip
-    grade = GRADERS[config.grader]
-    return [
-        np.asarray(grade(said, [q.answer for q in asked]), float)
-        for said, asked in zip(answers, questions, strict=True)
-    ]
+    grade = graders.make(config.grader, who.model, who.params, who.memory, who.tok)
+    found = []
+    for said, asked in zip(answers, questions, strict=True):
+        try:
+            found.append(np.asarray(grade(said, [q.answer for q in asked]), float))
+        except Exception as error:  # whatever a grader fails of, it is these dreams that lose their grade
+            print(f"the grader {config.grader!r} failed on {said!r:.120}: {error}")
+            found.append(np.full(len(asked), math.nan))
+    return found
+
+
+def rewarded(made: Sequence[Dreamt], config: DreamConfig) -> list[Dreamt]:
+    """What the dreamer learns from: dreams with reward 1, or of each context the best of them."""
+    good = [d for d in made if not d.reason and d.reward]
+    if not config.best_of_n:
+        return good
+    best: dict[str, Dreamt] = {}
+    for d in good:
+        if d.task.name not in best or d.after > best[d.task.name].after:
+            best[d.task.name] = d
+    return list(best.values())
 
 
 def learn(
-    who: Sleeper, dreamer: Tree | None, made: Sequence[Dreamt], config: DreamConfig, key: Array
+    who: Sleeper, dreamer: Tree | None, good: Sequence[Dreamt], config: DreamConfig, key: Array, seed: int
 ) -> tuple[Tree | None, float]:
-    """The dreamer after supervised steps on the dreams that were rewarded (the M-step of ReST-EM).
+    """The dreamer after supervised steps on rewarded dreams (the M-step of ReST-EM).
+
+    It begins anew from the model in every round, as ReST-EM does: what a round adds is better dreams.
 
     Returns:
       The adapter and its last loss in nats per token; what came in, and NaN, where nothing was rewarded.
     """
-    good = [d for d in made if not d.reason and d.reward]
     if not good:
         return dreamer, math.nan
-    start = dreamer if dreamer is not None else lora.init(who.model.config, config.learn.rank, key)
-    said = [
-        encoding.encode_answering(who.tok, Example(d.prompt, d.text), who.model.config.max_len) for d in good
-    ]
-    rows = trials.lessons([said], who.model.config.max_len, weight_prompt=0.0)
-    adapters, nll_IS = trials.train(who.model, config.learn, who.params, who.memory, start, rows)
-    return jax.tree.map(lambda x: x[0], adapters), float(nll_IS[0, -1])
+    longest = who.model.config.max_len
+    said = [encoding.encode_answering(who.tok, Example(d.prompt, d.text), longest) for d in good]
+    rows, _ = packing.pack(said, longest, weight_prompt=0.0)
+    start = lora.init(who.model.config, config.learn.rank, key)
+    return trials.fit(who.model, config.learn, who.params, who.memory, start, rows, seed)

@@ -282,17 +282,17 @@ class Practiser:
         return stage
 
     def _teach(self, tokens_BT: np.ndarray, teachers: Sequence[Self]) -> np.ndarray:
-        """Last hidden states, each row from its teacher: one call for those asleep, one for those awake."""
+        """Last hidden states, each row from its teacher: one call for all that differ in open slots alone."""
         n, width = tokens_BT.shape
         hidden = np.zeros((n, width, self.model.config.width), np.float32)
-        for awake in (False, True):
-            rows = np.flatnonzero([t.awake == awake for t in teachers])
-            if not len(rows):
-                continue
+        kinds = [(t.awake, id(t.adapter)) for t in teachers]
+        for kind in dict.fromkeys(kinds):
+            rows = np.flatnonzero([k == kind for k in kinds])
             active = np.stack([teachers[i].active for i in rows])
-            memory = memory_lib.with_active(seen_by(self.memory, teachers[rows[0]]), active)
+            first = teachers[rows[0]]
+            memory = memory_lib.with_active(seen_by(self.memory, first), active)
             told = partition.put_rows(tokens_BT[rows], self.params)
-            scored = self.score(self.params, memory_lib.without_locked(memory), told)
+            scored = self.score(self.params, memory_lib.without_locked(memory), first.adapter, told)
             hidden[rows] = partition.fetch(scored)
         return hidden
 

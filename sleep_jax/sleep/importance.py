@@ -22,12 +22,12 @@ class Importance(NamedTuple):
 
     Attributes:
       norm_I: |g_i|.
-      align_I: <g_i, g_val>, None without a validation set.
+      align_IV: <g_i, g_v> with the gradient of each of V validation sets.
       gram_II: <g_i, g_j>.
     """
 
     norm_I: np.ndarray
-    align_I: np.ndarray | None
+    align_IV: np.ndarray
     gram_II: np.ndarray
 
 
@@ -51,7 +51,7 @@ def importance(
     memory: Memory | None,
     start: Tree,
     rows: Batch,
-    validation: Batch | None = None,
+    validation: Batch,
 ) -> Importance:
     """The importance of dreams, `config.at_once` gradients at a time.
 
@@ -59,7 +59,7 @@ def importance(
       model, config, params, memory, start: as in `trials.train`. With a fresh adapter, whose B is 0, only the
         gradient of B is not 0.
       rows: of `trials.lessons`, [I, M, T].
-      validation: rows [1, M', T] of what the dreams should help with.
+      validation: rows [V, M', T] of what dreams should help with.
     """
     run = _compiled(model, config.scale)
 
@@ -74,6 +74,6 @@ def importance(
     g_IP = gradients(rows)
     return Importance(
         norm_I=np.linalg.norm(g_IP, axis=1),
-        align_I=None if validation is None else g_IP @ gradients(validation)[0],
+        align_IV=g_IP @ gradients(validation).T,
         gram_II=g_IP @ g_IP.T,
     )

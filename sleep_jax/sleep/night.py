@@ -100,53 +100,82 @@ def run(
     config = world.config.sleep
     today = days[-1].name
     experience = merge(today, days)
-
-    def rolled_back(reason: str, new_dreams: Sequence[Dream] = ()) -> Outcome:
-        night = metrics.Night(cycle, today, "rolled back", reason)
-        return Outcome(params, memory, slots, night, [d for d in new_dreams if d.kept], None)
-
     memory, slots, reason = make_room(world, name, cycle, params, memory, slots)
     if reason:
-        return rolled_back(reason)
-    shape = memory.active_LE.shape
-    past = _earlier(world, slots, shape)
+        return Outcome(params, memory, slots, metrics.Night(cycle, today, "rolled back", reason))
+    past = earlier(world, slots, memory.active_LE.shape)
     awake = selves.awake(past, today, len(experience.train))
     with world.writer.timed("sleep/dream", cycle):
-        old_dreams, new_dreams = dream(world, params, memory, past, awake, experience, cycle, config)
-    dreams = [d for _, ds in old_dreams for d in ds] + new_dreams
-    write_dreams(world, cycle, dreams)
+        old, new = dream(world, params, memory, past, awake, experience, cycle, config)
+    context = _days_text(world, experience, cycle, config.day_in_context)
+    nights = tuple(range(cycle - len(days) + 1, cycle + 1))
+    slot = Slot(0, 0, nights, tuple(d.name for d in days), len(experience.train), 0)
+    return settle(world, name, cycle, params, memory, slots, slot, old, [(awake, new)], variant, context)
+
+
+def settle(
+    world: World,
+    name: str,
+    cycle: int,
+    params: Tree,
+    memory: Memory,
+    slots: list[Slot],
+    slot: Slot,
+    old_dreams: Sequence[tuple[Self, list[Dream]]],
+    new_dreams: Sequence[tuple[Self, list[Dream]]],
+    variant: Variant,
+    context: Sequence[int] = (),
+) -> "Outcome":
+    """The second half of the transaction: seeds the first free slot with dreams, judges, commits or not.
+
+    Args:
+      memory: with a free slot, as `make_room` leaves it.
+      slot: what is to be written down of it; its place and the number of its dreams are found here.
+      old_dreams, new_dreams: of every self that teaches, kept or not.
+    """
+    config, today = world.config.sleep, slot.experiences[-1]
+    news = [d for _, ds in new_dreams for d in ds]
+    dreams = [d for _, ds in old_dreams for d in ds] + news
+    kept_new = [d for d in news if d.kept]
+
+    def rolled_back(reason: str) -> Outcome:
+        night = metrics.Night(cycle, today, "rolled back", reason)
+        return Outcome(params, memory, slots, night, kept_new)
+
+    write_dreams(world, cycle, dreams, slot.rem)
     old = Taught.split(old_dreams, config.held_out, cycle)
-    new = Taught.split([(awake, new_dreams)], config.held_out, cycle)
+    new = Taught.split(new_dreams, config.held_out, cycle)
     if reason := new.lacking():
-        return rolled_back(reason, new_dreams)
+        return rolled_back(reason)
     resting = memory_lib.rest(memory)
     place = (0, free_slots(memory, 0)[0])
     student = resting if variant.mask_fast_before_seed else memory
-    context = _days_text(world, experience, cycle, config.day_in_context)
     seeding = seed(world, name, cycle, params, memory, student, place, old, new, variant, context)
     slept = memory_lib.forget_day(dataclasses.replace(seeding.memory, fast=memory.fast))
 
-    with world.writer.timed("sleep/judge", cycle):
+    stage = name.split("-", 1)[1]
+    with world.writer.timed(f"{stage}/judge", cycle):
         before = agreement(world, params, resting, old.held_out)
         after = agreement(world, seeding.params, slept, old.held_out)
         new_after = agreement(world, seeding.params, slept, new.held_out)
         held_out = [d for _, ds in [*old.held_out, *new.held_out] for d in ds]
         semantic = semantic_reward(world, params) if variant.semantic else None
-        write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, held_out, semantic))
+        rewards = rewarded(world, seeding.params, slept, held_out, semantic)
+        write_dreams(world, cycle, dreams, slot.rem, rewards)
     judged = {"old_before": before, "old_after": after, "new_after": new_after}
-    world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
+    shown = {k: v for k, v in judged.items() if v is not None}
+    world.writer.write("rem_judge" if slot.rem else "judge", cycle, 0, shown)
     if reason := verdict(seeding.finite, before, after, config.margin):
-        return rolled_back(reason, new_dreams)
+        return rolled_back(reason)
     if variant.expand:
-        nights = tuple(range(cycle - len(days) + 1, cycle + 1))
-        names = tuple(d.name for d in days)
-        slots = [*slots, Slot(*place, nights, names, len(experience.train), sum(d.kept for d in dreams))]
+        level, index = place
+        count = sum(d.kept for d in dreams)
+        slots = [*slots, dataclasses.replace(slot, level=level, index=index, dreams=count)]
     night = metrics.Night(cycle, today, "committed")
-    kept_new = [d for d in new_dreams if d.kept]
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
 
 
-def _earlier(world: World, slots: Sequence[Slot], shape: tuple[int, int]) -> list[Self]:
+def earlier(world: World, slots: Sequence[Slot], shape: tuple[int, int]) -> list[Self]:
     birth = world.stream.birth
     return selves.earlier(slots, shape, birth.name, len(birth.train), world.config.sleep.night_weight)
 
@@ -169,8 +198,8 @@ class Outcome:
     memory: Memory
     slots: list[Slot]
     night: metrics.Night
-    new_dreams: list[Dream]
-    place: tuple[int, int] | None
+    new_dreams: Sequence[Dream] = ()
+    place: tuple[int, int] | None = None
 
 
 def verdict(finite: bool, before: float | None, after: float | None, margin: float) -> str:
@@ -217,7 +246,7 @@ def make_room(
         f"of level {target + 1}"
     )
     config = world.config.sleep
-    past = _earlier(world, slots, (L, E))
+    past = earlier(world, slots, (L, E))
     nobody = dataclasses.replace(past[-1], weight=0)
     none = Experience("", (), (), ())
     of_the_past = config.without_the_day()
@@ -274,14 +303,18 @@ def rewarded(
 
 
 def write_dreams(
-    world: World, cycle: int, dreams: Sequence[Dream], rewards: Mapping[Dream, float] = MappingProxyType({})
+    world: World,
+    cycle: int,
+    dreams: Sequence[Dream],
+    rem: bool = False,
+    rewards: Mapping[Dream, float] = MappingProxyType({}),
 ) -> None:
     """dreams/night-NN.jsonl: what was dreamt, by whom, kept or why not; of those held out, how the sleeper
     retells them.
     """
     metrics.write_dreams(
         world.workdir,
-        cycle,
+        metrics.dreams_name(cycle, rem),
         (
             metrics.Dream(
                 night=cycle,

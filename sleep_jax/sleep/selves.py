@@ -31,6 +31,7 @@ class Slot:
       documents: number of examples of those days.
       dreams: number of dreams that it was seeded from.
       share_of_answers: share of this life's probes in whose answers it was open most, by `leading`.
+      rem: whether it keeps what stage 2 of its night learnt.
     """
 
     level: int
@@ -40,6 +41,7 @@ class Slot:
     documents: int
     dreams: int
     share_of_answers: float | None = None
+    rem: bool = False
 
     @classmethod
     def from_json(cls, fields: dict) -> "Slot":
@@ -56,6 +58,7 @@ class Self:
       active: bool [L, E], its open slots.
       awake: whether fast memory is open.
       weight: its share of the dreams is in proportion to it; by examples that it learnt from.
+      adapter: what it has beside the network, as `Model.apply` takes it; None is nothing.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Self:
     active: np.ndarray
     awake: bool
     weight: float
+    adapter: Tree | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 def earlier(
@@ -81,10 +85,10 @@ def earlier(
     """
     closed = np.zeros(shape, bool)
     selves = [Self("birth", (birth,), closed, False, documents_at_birth)]
-    for slot in sorted(slots, key=lambda s: s.nights[-1]):
+    for slot in sorted(slots, key=lambda s: (s.nights[-1], s.rem)):
         active = selves[-1].active.copy()
         active[slot.level, slot.index] = True
-        name = f"night {slot.nights[-1]}"
+        name = f"night {slot.nights[-1]}" + (", dreaming" if slot.rem else "")
         weight = night_weight * slot.documents
         selves.append(Self(name, slot.experiences, active, False, weight))
     return selves

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import losses, optim, partition, rollout, steps, trees
@@ -18,35 +19,45 @@ from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import lora
+from sleep_jax.model.lora import AdapterConfig
 from sleep_jax.optim import OptimConfig
 from sleep_jax.types import Batch, Memory, Model, Objective, Sampling, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class TrialConfig:
+class TrialConfig(AdapterConfig):
     """One trial.
 
     Raises:
       ValueError: a value outside its range.
     """
 
-    rank: int = 16  # R
-    alpha: float = 32.0  # the adapter's product is scaled by alpha / R
     steps: int = 20  # updates, each on all that the dream has
     at_once: int = 16  # trials that are trained together
     optim: OptimConfig = OptimConfig(lr=1e-2, warmup=0.0)
 
     def __post_init__(self):
-        for key in ("rank", "steps", "at_once"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"sleep.trials.{key}={getattr(self, key)} must be at least 1")
-        if self.alpha <= 0:
-            raise ValueError(f"sleep.trials.alpha={self.alpha} must be above 0")
+        super().__post_init__()
+        if self.steps < 1 or self.at_once < 1:
+            raise ValueError(f"steps={self.steps} and at_once={self.at_once} must be at least 1")
 
-    @property
-    def scale(self) -> float:
-        """alpha / R."""
-        return self.alpha / self.rank
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig(AdapterConfig):
+    """One adapter that learns from many rows.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    epochs: int = 10  # passes over the rows
+    batch_rows: int = 8  # rows per update
+    optim: OptimConfig = OptimConfig(lr=5e-3)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.epochs < 1 or self.batch_rows < 1:
+            raise ValueError(f"epochs={self.epochs} and batch_rows={self.batch_rows} must be at least 1")
 
 
 def objective(model: Model, scale: float) -> Objective:
@@ -60,7 +71,7 @@ def objective(model: Model, scale: float) -> Objective:
     return Objective({"nll": 1.0}, lambda batch: {"nll": batch.weights_BT.sum()}, totals)
 
 
-def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int, weight_prompt: float = 1.0) -> Batch:
+def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int) -> Batch:
     """What each trial learns from, as rows [I, M, T]: every dream packed, and padded with empty rows.
 
     M is the least power of two that holds the longest dream, so that few shapes are compiled.
@@ -68,18 +79,17 @@ def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int, weight_prompt:
     Args:
       dreams: for each of I trials its sequences.
       row_length: T.
-      weight_prompt: of predicting tokens of a prompt.
 
     Raises:
       ValueError: there is no trial, or one has nothing to learn from.
     """
-    packed = [packing.pack(encoded, row_length, weight_prompt=weight_prompt)[0] for encoded in dreams]
+    packed = [packing.pack(encoded, row_length)[0] for encoded in dreams]
     if not packed:
         raise ValueError("there is no dream to try")
-    for i, rows in enumerate(packed):
-        if not rows.weights_BT.any():
+    for i, one in enumerate(packed):
+        if not one.weights_BT.any():
             raise ValueError(f"dream {i} has no token to learn from")
-    most = 1 << (max(len(rows.tokens_BT) for rows in packed) - 1).bit_length()
+    most = 1 << (max(len(one.tokens_BT) for one in packed) - 1).bit_length()
 
     def padded(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, most - len(x)), (0, 0)])
@@ -132,10 +142,52 @@ def train(
     return adapters, nll_IS
 
 
+def fit(
+    model: Model,
+    config: FitConfig,
+    params: Tree,
+    memory: Memory | None,
+    start: Tree,
+    rows: Batch,
+    seed: int,
+) -> tuple[Tree, float]:
+    """One adapter after `config.epochs` passes over rows [M, T] in random order.
+
+    Returns:
+      The adapter, and its mean loss over the last pass in nats per token.
+
+    Raises:
+      FloatingPointError: as in `train`.
+    """
+    count = len(rows.tokens_BT)
+    per_epoch = -(-count // config.batch_rows)
+    optimizer = optim.make(config.optim, config.epochs * per_epoch)
+    step = _fitting(model, config, config.epochs * per_epoch)
+    state = steps.init(optimizer, jax.tree.map(jnp.copy, start))  # the step takes its state's memory
+    draw, last = np.random.default_rng(seed), []
+    for epoch in range(config.epochs):
+        order = np.resize(draw.permutation(count), per_epoch * config.batch_rows)
+        for index in order.reshape(per_epoch, config.batch_rows):
+            batch = partition.put_rows(jax.tree.map(lambda x, index=index: x[index], rows), params)
+            state, metrics = step(state, (params, memory), batch, None)
+            if epoch == config.epochs - 1:
+                last.append(metrics["nll"])
+    adapter = partition.fetch(state.params)
+    _check(jax.tree.map(lambda x: x[None], adapter), start)
+    last = partition.fetch(last)
+    return adapter, float(sum(m.total for m in last) / sum(m.count for m in last))
+
+
+@functools.lru_cache(maxsize=16)
+def _fitting(model: Model, config: FitConfig, count: int):
+    optimizer = optim.make(config.optim, count)
+    return jax.jit(steps.make(objective(model, config.scale), optimizer), donate_argnums=0)
+
+
 def _check(adapters: Tree, start: Tree) -> None:
-    """A trial that trained nothing would be rewarded at random: better no night than such a one."""
+    """An adapter that learnt nothing would be rewarded at random: better no night than such a one."""
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(adapters)):
-        raise FloatingPointError("an adapter of a trial is not finite: lower sleep.trials.optim.lr")
+        raise FloatingPointError("an adapter is not finite: lower its optim.lr")
     moved_I = sum(
         np.abs(x - np.asarray(start[name])).reshape(len(x), -1).max(1)
         for name, x in trees.named(adapters).items()
@@ -143,7 +195,7 @@ def _check(adapters: Tree, start: Tree) -> None:
     )
     if not moved_I.all():
         still = np.flatnonzero(moved_I == 0).tolist()
-        raise FloatingPointError(f"the adapters of trials {still} did not move: their B is as it was")
+        raise FloatingPointError(f"adapters {still} did not move: their B is as it was")
 
 
 def answers(
@@ -169,6 +221,8 @@ def answers(
     """
     if not questions:
         return []
+    if not any(questions):
+        return [[] for _ in questions]
     tokens, lengths = encoding.prompts(tok, [q for asked in questions for q in asked])
     ends = np.cumsum([len(asked) for asked in questions])
     starts, most = ends - [len(asked) for asked in questions], max(map(len, questions))
@@ -177,7 +231,7 @@ def answers(
         trial = np.arange(first, first + config.at_once) % len(questions)
         # Every trial has the same number of rows: its questions, and the first again where it has fewer.
         at = starts[trial][:, None] + np.arange(most) % np.maximum(ends - starts, 1)[trial][:, None]
-        rows = at.ravel()
+        rows = np.minimum(at.ravel(), len(tokens) - 1)  # who asks nothing comes last
         own = None
         if adapters is not None:
             own = lora.grouped(lora.scaled({k: x[trial] for k, x in adapters.items()}, config.scale))

@@ -308,7 +308,7 @@ def test_each_step_finishes_as_many_old_dreams_as_new_and_samples_of_a_prompt_st
 def test_practice_marks_the_positions_whose_next_token_was_sampled(bed, practised, model):
     practice, out = practised.practice, practised.rollout
     params, student = bed.make().student(bed.slot)
-    hidden_BTD = bed.make().score(params, student, practice.tokens_BT)
+    hidden_BTD = bed.make().score(params, student, None, practice.tokens_BT)
     logits_BTV = model.unembed(params, hidden_BTD)
     logps_BT = np.asarray(token_logps(logits_BTV, np.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))))
     marked_BT = practice.sampled_BT[:, :-1] == 1
@@ -323,7 +323,9 @@ def test_each_row_is_taught_by_its_own_teacher_and_by_no_other(bed, practised):
     assert {t.name for t in practised.teachers} == {"birth", "night 1", "awake"}
     teachers = [*bed.past, bed.awake]
     alone = {
-        t.name: np.asarray(practiser.score(practiser.params, selves.seen_by(practiser.memory, t), tokens_BT))
+        t.name: np.asarray(
+            practiser.score(practiser.params, selves.seen_by(practiser.memory, t), t.adapter, tokens_BT)
+        )
         for t in teachers
     }
     for i, teacher in enumerate(practised.teachers):

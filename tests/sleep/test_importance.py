@@ -53,13 +53,15 @@ def by_hand(self_, start, encoded):
 
 def test_gradients_are_those_of_each_dream_alone(self_, start, dreams):
     model, params, memory = self_
-    rows, validation = trials.lessons(dreams, ROW), trials.lessons(dreams[4:5], ROW)
+    rows, validation = trials.lessons(dreams, ROW), trials.lessons(dreams[3:5], ROW)
     found = importance(model, CONFIG, params, memory, start, rows, validation)
     g = np.stack([by_hand(self_, start, d) for d in dreams[:3]])
     np.testing.assert_allclose(found.norm_I[:3], np.linalg.norm(g, axis=1), rtol=1e-3)
     np.testing.assert_allclose(found.gram_II[:3, :3], g @ g.T, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found.align_I[:3], g @ by_hand(self_, start, dreams[4]), rtol=1e-3, atol=1e-4)
-    assert found.align_I[4] == pytest.approx(found.norm_I[4] ** 2, rel=1e-4)
+    np.testing.assert_allclose(
+        found.align_IV[:3, 1], g @ by_hand(self_, start, dreams[4]), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(np.diagonal(found.align_IV[3:5]), found.norm_I[3:5] ** 2, rtol=1e-4)
     np.testing.assert_allclose(np.diagonal(found.gram_II), found.norm_I**2, rtol=1e-4)
 
 
@@ -67,7 +69,9 @@ def test_chunks_do_not_matter(self_, start, dreams):
     model, params, memory = self_
     rows = trials.lessons(dreams, ROW)
     whole, parts = (
-        importance(model, dataclasses.replace(CONFIG, at_once=n), params, memory, start, rows) for n in (6, 4)
+        importance(model, dataclasses.replace(CONFIG, at_once=n), params, memory, start, rows, rows)
+        for n in (6, 4)
     )
-    assert whole.align_I is None and whole.gram_II.shape == (6, 6)
+    assert whole.align_IV.shape == whole.gram_II.shape == (6, 6)
+    np.testing.assert_allclose(whole.align_IV, whole.gram_II, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(parts.gram_II, whole.gram_II, rtol=1e-4, atol=1e-5)

@@ -35,7 +35,7 @@ def waking(workdir, born, **changes):
     """The world of a life at its latest boundary, and its state there."""
     config = lives.config(birth={"checkpoint": str(born)}, **changes)
     tok = Tokenizer.load(born / "tokenizer.json")
-    world = life._world(config, 0, workdir, stream.load(config.stream), tok)
+    world = life.world_of(config, 0, workdir, stream.load(config.stream), tok)
     shapes = (jax.eval_shape(init, jax.random.key(0)) for init in (world.model.init, world.model.init_memory))
     return world, phases.load(world, checkpoint.boundaries(workdir)[-1], phases.State(*shapes))
 

@@ -1,0 +1,156 @@
+"""Stage 2 of a night, or alone: rounds of learning to dream, and keeping what dreams have taught."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from sleep_jax import metrics, rng
+from sleep_jax.data import encoding
+from sleep_jax.data.stream import Example
+from sleep_jax.fit import World
+from sleep_jax.model import lora
+from sleep_jax.model import memory as memory_lib
+from sleep_jax.sleep import dream, night, trials
+from sleep_jax.sleep.dream import DreamConfig, Dreamt, Sleeper, Task
+from sleep_jax.sleep.night import Outcome
+from sleep_jax.sleep.recall import Dream
+from sleep_jax.sleep.seeding import Variant
+from sleep_jax.sleep.selves import Self, Slot
+from sleep_jax.types import Array, Memory, Tree
+
+
+def sleeper(world: World, params: Tree, memory: Memory) -> Sleeper:
+    """The resting self of a life, as the one who dreams."""
+    resting = memory_lib.without_locked(memory_lib.rest(memory))
+    return Sleeper(
+        world.model, world.tok, params, resting, world.config.row_length, world.config.answer_tokens
+    )
+
+
+@dataclasses.dataclass
+class Round:
+    """One round of ReST-EM.
+
+    Attributes:
+      dreams: all that were dreamt, tried or not.
+      nll: of the rewarded ones after the dreamer has learnt from them, nats per token; NaN without any.
+      note: what a person should know of it, '' mostly.
+    """
+
+    number: int
+    dreams: list[Dreamt]
+    nll: float
+    note: str
+
+
+def learn_to_dream(
+    who: Sleeper, start: Tree, tasks: Sequence[Task], config: DreamConfig, key: Array, seed: int
+) -> tuple[Tree | None, list[Round]]:
+    """`config.rounds` rounds of ReST-EM: dream, select, try, and learn from what was rewarded.
+
+    Returns:
+      The adapter that has learnt to dream, None where no dream ever was rewarded; and the rounds.
+
+    Raises:
+      ValueError: there is no task.
+    """
+    dreamer, rounds = None, []
+    for number in range(1, config.rounds + 1):
+        drawn, picked, begun = (rng.fold(rng.fold(key, number), i) for i in range(3))
+        made = dream.imagine(who, dreamer, tasks, config, drawn)
+        dream.select(who, start, made, config, picked)
+        dream.attempt(who, start, made, config)
+        good = dream.rewarded(made, config)
+        dreamer, nll = dream.learn(who, dreamer, good, config, begun, seed)
+        rounds.append(Round(number, made, nll, _note(made, good)))
+    return dreamer, rounds
+
+
+def told(dreamt: Dreamt) -> metrics.Trial:
+    """A dream with all that happened to it, for dreams/."""
+    tried = not dreamt.reason
+    return metrics.Trial(
+        task=dreamt.task.name,
+        role=dreamt.role,
+        prompt=dreamt.prompt,
+        text=dreamt.text,
+        norm=dreamt.norm,
+        align=dreamt.align,
+        gain=dreamt.gain,
+        before=dreamt.before,
+        after=dreamt.after,
+        difference=dreamt.difference,
+        error=dreamt.error,
+        reward=dreamt.reward if tried else None,
+        reason=dreamt.reason,
+    )
+
+
+def summary(one: Round) -> dict:
+    """A round in numbers."""
+    tried = [d for d in one.dreams if not d.reason]
+    return {
+        "round": one.number,
+        "dreamt": len(one.dreams),
+        "tried": len(tried),
+        "rewarded": sum(d.reward for d in tried),
+        "before": float(np.mean([d.before for d in tried])) if tried else None,
+        "after": float(np.mean([d.after for d in tried])) if tried else None,
+        "nll": one.nll,
+        "note": one.note,
+    }
+
+
+def _note(made: Sequence[Dreamt], good: Sequence[Dreamt]) -> str:
+    tried = [d for d in made if not d.reason]
+    if not tried:
+        return f"none of {len(made)} dreams could be tried: the dreamer stays as it is"
+    if not good:
+        return f"none of {len(tried)} trials was rewarded: the dreamer stays as it is"
+    if all(d.reward for d in tried):
+        return f"all {len(tried)} trials were rewarded: they tell the dreamer nothing of what helps"
+    return ""
+
+
+def remember(
+    world: World,
+    name: str,
+    cycle: int,
+    params: Tree,
+    memory: Memory,
+    slots: list[Slot],
+    start: Tree,
+    learnt: Sequence[tuple[Task, Sequence[Dreamt]]],
+    old: Sequence[tuple[Self, list[Dream]]],
+    config: DreamConfig,
+) -> Outcome:
+    """What was dreamt of some tasks, moved into a fresh slot by Knowledge Seeding.
+
+    Each task has an awake instance, the model with an adapter trained on the context and its dreams; it
+    supervises the context and what was dreamt of it, and answers the dreamt questions itself. Earlier selves
+    supervise `old`, their own dreams. The same transaction as in stage 1.
+    """
+    who = sleeper(world, params, memory)
+    adapters = dream.instances(who, start, learnt, config)
+    asked = [list(dict.fromkeys(e for d in ds for e in d.says if e.prompt)) for _, ds in learnt]
+    answers = trials.answers(
+        who.model, who.tok, params, who.memory, adapters, asked, config.trials, max_new=who.answer_tokens
+    )  # fmt: skip
+    new = []
+    for i, (task, dreams) in enumerate(learnt):
+        adapter = lora.scaled({k: x[i] for k, x in adapters.items()}, config.trials.scale)
+        awake = Self(f"awake: {task.name}", (task.name,), np.asarray(memory.active_LE), False, 1.0, adapter)
+        texts = [task.context, *dict.fromkeys(e.answer for d in dreams for e in d.says if not e.prompt)]
+        pairs = (Example(e.prompt, said) for e, said in zip(asked[i], answers[i], strict=True))
+        told = [*(Example("", text) for text in texts), *pairs]
+        new.append((awake, [_dream(awake, task, e, world) for e in told]))
+    slot = Slot(0, 0, (cycle,), tuple(t.name for t, _ in learnt), len(learnt), 0, rem=True)
+    return night.settle(world, name, cycle, params, memory, slots, slot, old, new, Variant())
+
+
+def _dream(awake: Self, task: Task, example: Example, world: World) -> Dream:
+    readable = example.answer.strip() and "\ufffd" not in example.answer
+    tokens = len(encoding.encode_answering(world.tok, example).tokens) if readable and example.prompt else 0
+    reason = "" if readable and tokens <= world.config.row_length else "malformed"
+    return Dream(example, awake.name, task.name, "dreamt", reason)

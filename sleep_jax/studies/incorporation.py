@@ -1,0 +1,291 @@
+"""Knowledge incorporation: a passage is read once, its questions are asked without it.
+
+SEAL (2506.10943) section 4.1 and Sleep (2606.03979) Table 3: one passage (n = 1), many at once, and, what
+neither paper's table has, passages one after the other. Every way starts from the same learner, which was
+born and has lived some days with Sleep.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sleep_jax import checkpoint, evals, life, methods, metrics, phases, rng, rollout
+from sleep_jax.data import biographies, packing, passages, stream
+from sleep_jax.data.stream import Experience
+from sleep_jax.fit import World
+from sleep_jax.model import lora
+from sleep_jax.phases import State
+from sleep_jax.settings import Config, as_json
+from sleep_jax.sleep import dream, night, rem, trials
+from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
+from sleep_jax.sleep.recall import Dream
+from sleep_jax.sleep.selves import Self
+from sleep_jax.sleep.trials import FitConfig
+from sleep_jax.types import Array, Memory, Tree
+
+Learnt = tuple[Task, Sequence[Dreamt]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to take in a passage.
+
+    Attributes:
+      read: learn anything at all; False asks the learner as it is.
+      dream: learn from dreams of the passage beside the passage itself.
+      learn: dreams of a dreamer that has learnt by ReST-EM; False are dreams of the learner as it is.
+      select: dreams are tried that rank by their gradients; False are the first ones.
+      random_expert: each router opens one random expert more while it dreams.
+      keep: Knowledge Seeding into a fresh slot; False leaves an adapter, and adds it to the weights where
+        more is learnt after it.
+    """
+
+    read: bool = True
+    dream: bool = True
+    learn: bool = True
+    select: bool = True
+    random_expert: bool = True
+    keep: bool = True
+
+
+ARMS = {
+    "base": Arm(read=False, dream=False, keep=False),
+    "passage": Arm(dream=False, keep=False),
+    "own": Arm(learn=False, select=False, random_expert=False, keep=False),
+    "seal": Arm(select=False, random_expert=False, keep=False),
+    "sleep": Arm(),
+    "sleep_no_selection": Arm(select=False),
+    "sleep_no_random_expert": Arm(random_expert=False),
+    "sleep_no_dreaming": Arm(dream=False),
+}
+
+
+@dataclasses.dataclass
+class Bench:
+    """What every part of the study needs of one arm.
+
+    Attributes:
+      config: of dreaming, as the arm has it.
+      grown: the learner before any passage, the same for every arm.
+      old: dreams of its earlier selves, which every night of this arm rehearses.
+      start: the adapter that every trial begins with.
+      dreamer: adapter that has learnt to dream; None is the learner as it is.
+    """
+
+    world: World
+    arm: Arm
+    config: DreamConfig
+    grown: State
+    old: Sequence[tuple[Self, list[Dream]]]
+    start: Tree
+    dreamer: Tree | None
+
+    def dreamt(self, params: Tree, memory: Memory, tasks: Sequence[Task], key: Array) -> list[Learnt]:
+        """Each task with the dreams that are learnt from."""
+        if not self.arm.dream:
+            return [(t, []) for t in tasks]
+        who = rem.sleeper(self.world, params, memory)
+        made = dream.imagine(who, self.dreamer, tasks, self.config, rng.fold(key, 0))
+        dream.select(who, self.start, made, self.config, rng.fold(key, 1))
+        return [(t, [d for d in made if d.task is t and not d.reason]) for t in tasks]
+
+    def remembered(self, name: str, state: State, learnt: Sequence[Learnt]) -> State:
+        """The learner after a night that keeps what was learnt, committed or rolled back."""
+        cycle = int(name.split("-")[0])
+        outcome = rem.remember(
+            self.world, name, cycle, state.params, state.memory, state.slots, self.start, learnt, self.old,
+            self.config,
+        )  # fmt: skip
+        return dataclasses.replace(
+            state, memory=outcome.memory, slots=outcome.slots, nights=[*state.nights, outcome.night]
+        )
+
+    def fitted(self, params: Tree, memory: Memory, learnt: Sequence[Learnt], seed: int) -> Tree:
+        """One scaled adapter for all that was learnt, in the gradient tokens that a night would spend."""
+        c, who = self.world.config, rem.sleeper(self.world, params, memory)
+        encoded = [e for t, ds in learnt for e in dream.lesson(who, t, ds, self.config.reread)]
+        rows, _ = packing.pack(encoded, c.row_length)
+        per_epoch = sum(len(e.tokens) for e in encoded)
+        night = c.sleep.steps * c.sleep.batch_rows * c.row_length
+        trial = self.config.trials
+        epochs = max(round(trial.steps + night / per_epoch), 1)
+        fit = FitConfig(trial.rank, trial.alpha, epochs, self.config.learn.batch_rows, trial.optim)
+        adapter, _ = trials.fit(who.model, fit, params, who.memory, self.start, rows, seed)
+        return lora.scaled(adapter, trial.scale)
+
+    def knows(self, state: State, tasks: Sequence[Task], adapter: Tree | None = None) -> list[list[float]]:
+        """The grade of every question of every task."""
+        questions = [q for t in tasks for q in t.questions]
+        who = rem.sleeper(self.world, state.params, state.memory)
+        answers = rollout.answer(
+            who.model, who.tok, who.params, who.memory, questions,
+            max_new=who.answer_tokens, batch_size=self.world.config.eval_batch, adapter=adapter,
+        )  # fmt: skip
+        hits = evals.matches(answers, [q.answer for q in questions]).astype(float)
+        return [part.tolist() for part in np.split(hits, np.cumsum([len(t.questions) for t in tasks])[:-1])]
+
+    def elsewhere(self, state: State, adapter: Tree | None = None) -> list[float]:
+        """Accuracy on what was known before any passage: birth, and each day lived."""
+        lived = (self.world.stream.birth, *self.world.stream.days)
+        asked = [Task(e.name, "", e.test) for e in lived]
+        return [float(np.mean(hits)) for hits in self.knows(state, asked, adapter)]
+
+
+def single(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
+    """n = 1: each passage is incorporated by a learner that knows none of the others."""
+    state, arm = bench.grown, bench.arm
+    if not arm.read:
+        return {"hits": bench.knows(state, tasks)}
+    learnt = bench.dreamt(state.params, state.memory, tasks, key)
+    if not arm.keep:
+        who = rem.sleeper(bench.world, state.params, state.memory)
+        adapters = dream.instances(who, bench.start, learnt, bench.config)
+        return {"hits": [h.tolist() for h in dream.grades(who, adapters, tasks, bench.config)]}
+    hits = []
+    for i, one in enumerate(learnt):
+        after = bench.remembered(f"{1 + i:03d}-single", state, [one])
+        hits += bench.knows(after, [one[0]])
+    return {"hits": hits}
+
+
+def continued(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
+    """All passages are incorporated in one go, and asked at the end."""
+    state, arm, adapter = bench.grown, bench.arm, None
+    if arm.read:
+        learnt = bench.dreamt(state.params, state.memory, tasks, key)
+        if arm.keep:
+            state = bench.remembered("001-continued", state, learnt)
+        else:
+            adapter = bench.fitted(state.params, state.memory, learnt, bench.world.seed)
+    return {"hits": bench.knows(state, tasks, adapter), "elsewhere": bench.elsewhere(state, adapter)}
+
+
+def edits(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
+    """One passage after the other; after each, all of them are asked, and what was known before them."""
+    state, arm = bench.grown, bench.arm
+    hits, elsewhere = [bench.knows(state, tasks)], [bench.elsewhere(state)]
+    for i, task in enumerate(tasks):
+        if not arm.read:
+            break
+        learnt = bench.dreamt(state.params, state.memory, [task], rng.fold(key, i))
+        if arm.keep:
+            state = bench.remembered(f"{1 + i:03d}-edits", state, learnt)
+        else:
+            who = rem.sleeper(bench.world, state.params, state.memory)
+            adapters = dream.instances(who, bench.start, learnt, bench.config)
+            adapter = {k: x[0] for k, x in adapters.items()}
+            merged = lora.merged(state.params, lora.scaled(adapter, bench.config.trials.scale))
+            state = dataclasses.replace(state, params=merged)
+        hits.append(bench.knows(state, tasks))
+        elsewhere.append(bench.elsewhere(state))
+    return {"hits": hits, "elsewhere": elsewhere}
+
+
+PARTS = {"single": single, "continued": continued, "edits": edits}
+
+
+def run(config: Config, workdir: str) -> list[dict]:
+    """Every (seed, arm) that the configuration names; each part that is written is not done again.
+
+    Directories are <workdir>[/seed<k>]/birth, /grown (the life before any passage) and /<arm>. An arm's
+    rounds.json, single.json, continued.json and edits.json hold what the tables are made of.
+
+    Raises:
+      ValueError: an unknown arm, or whatever the data or the directory make impossible.
+    """
+    names = [n.strip() for n in config.method.split(",") if n.strip()]
+    if unknown := [n for n in names if n not in ARMS]:
+        raise ValueError(f"config.method={config.method!r}: {unknown} are not arms of {', '.join(ARMS)}")
+    root = pathlib.Path(workdir)
+    checkpoint.work_dir_config(root, as_json(config), ignore=life.FREE_KEYS)
+    material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
+    train, given = passages_of(config)
+    results = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        base = root / f"seed{seed}" if config.seeds > 1 else root
+        newborn = life.birth(config, seed, base / "birth", material)
+        _, grown = life.live(config, seed, base / "grown", material, newborn, "sleep", methods.get("sleep"))
+        for name in names:
+            print(f"{name} · seed {seed}", flush=True)
+            world = life.world_of(config, seed, base / name, material, newborn.tok)
+            results.append({"arm": name, "seed": seed} | live(world, ARMS[name], grown, train, given))
+            world.writer.close()
+    return results
+
+
+def passages_of(config: Config) -> tuple[list[Task], list[Task]]:
+    """The passages that dreaming is learnt on, with valid questions, and those that are incorporated."""
+    c = config.passages
+    wanted = max(c.single, c.continued, c.edits)
+    if c.source == "squad":
+        train, given = (passages.squad(config.data_dir, split) for split in ("train", "test"))
+    else:
+        told = biographies.passages(config.stream, c.train + wanted)
+        train, given = told[: c.train], told[c.train :]
+    for key, have, want in (("train", train, c.train), ("single, continued or edits", given, wanted)):
+        if len(have) < want:
+            raise ValueError(f"passages.{key} asks for {want} passages, but there are {len(have)}: lower it")
+    asked = config.stream.probes
+    return (
+        [Task(p.title, p.text, p.valid) for p in train[: c.train]],
+        [Task(p.title, p.text, getattr(p, asked)) for p in given[:wanted]],
+    )
+
+
+def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Sequence[Task]) -> dict:
+    """All parts of one arm."""
+    c, config = world.config.passages, world.config.rem
+    checkpoint.sweep(world.workdir)
+    if not arm.select:  # as many are tried, and none is dreamt beyond them
+        config = dataclasses.replace(
+            config, per_context=config.top + config.random, top=0, random=config.top + config.random
+        )
+    config = dataclasses.replace(config, random_expert=config.random_expert and arm.random_expert)
+    key = rng.stream(world.seed, "incorporation")
+    start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
+    dreamer = lora.init(world.model.config, config.learn.rank, rng.fold(key, 1))  # the learner as it is
+
+    def taught(state: State) -> State:
+        who = rem.sleeper(world, state.params, state.memory)
+        learnt, rounds = rem.learn_to_dream(who, start, train, config, rng.fold(key, 2), world.seed)
+        for one in rounds:
+            metrics.write_dreams(world.workdir, f"round-{one.number}.jsonl", map(rem.told, one.dreams))
+        metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
+        return dataclasses.replace(state, extra={"dreamer": dreamer if learnt is None else learnt})
+
+    state = dataclasses.replace(grown, extra={"dreamer": dreamer})
+    if arm.dream and arm.learn:
+        state = phases.phase(world, "000-dreamer", state, taught)
+    old = rehearsed(world, grown) if arm.keep else []
+    bench = Bench(world, arm, config, grown, old, start, state.extra["dreamer"])
+    found = {}
+    for i, (name, part) in enumerate(PARTS.items()):
+        tasks = given[: getattr(c, name)]
+        found[name] = _once(
+            world, name, lambda part=part, tasks=tasks, i=i: part(bench, tasks, rng.fold(key, 3 + i))
+        )
+    return found
+
+
+def rehearsed(world: World, grown: State) -> list[tuple[Self, list[Dream]]]:
+    """What every earlier self dreams of itself, for all nights of an arm."""
+    past = night.earlier(world, grown.slots, grown.memory.active_LE.shape)
+    nobody = dataclasses.replace(past[-1], weight=0)
+    none, config = Experience("", (), (), ()), world.config.sleep.without_the_day()
+    return night.dream(world, grown.params, grown.memory, past, nobody, none, 0, config)[0]
+
+
+def _once(world: World, name: str, part: Callable[[], dict]) -> dict:
+    """The part's <name>.json, made where it is not there."""
+    path = world.workdir / f"{name}.json"
+    if not path.exists():
+        before = dataclasses.asdict(world.account)
+        with world.writer.timed(name, 0):
+            found = part()
+        spent = {k: v - before[k] for k, v in dataclasses.asdict(world.account).items()}
+        checkpoint.clear_rolling(world.workdir)
+        metrics.write_json(world.workdir, path.name, found | {"spent": spent})
+    return json.loads(path.read_text())
