@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
     n.day_in_context = 0  # documents of the day in the context of a third teacher; 0 is none
     n.old_dreams = 4000  # dreams per night of birth and earlier nights
     n.night_weight = 1.0  # of what an earlier night learnt against what birth did, example for example
+    n.skill_share = 0.0  # share of old dreams that may be of what birth was shown how to do
     n.new_dreams = 1500  # dreams per night of the awake self, beside the day's inputs where they are at hand
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
@@ -148,6 +149,7 @@ def get_config() -> ConfigDict:
     g.score = "norm"  # how dreams rank: "norm" of their gradient, or "greedy" by what each adds
     g.top = 4  # dreams of a context that are tried for their rank
     g.random = 1  # others that are tried for diversity
+    g.recount = 20  # dreams of a context whose questions its awake instance answers for the night
     g.reread = True  # a trial learns the context itself beside its dreams
     g.grader = "exact"  # "exact", "f1", "contains" or "judge"
     g.best_of_n = False  # the dreamer learns from the best rewarded dream of a context alone

@@ -19,5 +19,7 @@ def get_config():
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
     c.sleep.seed.prompt_weight = 0.5
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
+    c.sleep.skill_share, c.sleep.recall.max_new = 0.15, 190
+    c.rem.roles = ("questions",)
     c.rem.trials.rank, c.rem.trials.alpha = 8, 16.0
     return c

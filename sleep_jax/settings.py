@@ -41,6 +41,7 @@ class SleepConfig:
     day_in_context: int = 0  # a third teacher with so many of the day's documents in its context; 0 is none
     old_dreams: int = 4000  # dreams of birth and of earlier nights, in proportion to what each learnt
     night_weight: float = 1.0  # of what an earlier night learnt against what birth did, example for example
+    skill_share: float = 0.0  # share of old dreams that may be of what birth was shown how to do
     new_dreams: int = 1500  # dreams of the awake self, beside the day's inputs where they are at hand
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
@@ -65,6 +66,8 @@ class SleepConfig:
         for key in ("new_share", "recall_share"):
             if not 0 < getattr(self, key) < 1:
                 raise ValueError(f"sleep.{key}={getattr(self, key)} is not in (0, 1)")
+        if not 0 <= self.skill_share < 1:
+            raise ValueError(f"sleep.skill_share={self.skill_share} is not in [0, 1)")
         if not 0 <= self.blanks < 1:
             raise ValueError(f"sleep.blanks={self.blanks} is not in [0, 1)")
         if self.night_weight <= 0:

@@ -143,16 +143,16 @@ def morning(summary: Summary) -> str:
     return "  " + " · ".join([*ended, *(f"{name} {percent(value)} %" for name, value in known.items())])
 
 
-def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich.table.Table:
+def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich.table.Table:
     """A table whose columns after the second hold numbers."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.title_justify = "left"
-    table.title = rich.text.Text(title, style="bold")
+    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    made.title_justify = "left"
+    made.title = rich.text.Text(title, style="bold")
     for index, heading in enumerate(headings):
-        table.add_column(rich.text.Text(heading), justify="right" if index > 1 else "left", overflow="fold")
+        made.add_column(rich.text.Text(heading), justify="right" if index > 1 else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(rich.text.Text, row))
-    return table
+        made.add_row(*map(rich.text.Text, row))
+    return made
 
 
 def closing_table(
@@ -188,8 +188,8 @@ def closing_table(
         for row in rows
     ]
     tables = [
-        _table("At the end of the life", ["method", "seed", *headings], lives),
-        _table("Each experience at the end", ["method", "seed", *names], each),
+        table("At the end of the life", ["method", "seed", *headings], lives),
+        table("Each experience at the end", ["method", "seed", *names], each),
     ]
     for heading, nights in (links or {}).items():
         changes = [
@@ -200,11 +200,16 @@ def closing_table(
             for night in map(plain, nights)
         ]  # fmt: skip
         title = f"{heading}: before sleep → after sleep"
-        tables.append(_table(title, ["night", "experience", "new", "old"], changes))
+        tables.append(table(title, ["night", "experience", "new", "old"], changes))
+    show(tables, console)
+
+
+def show(tables: Sequence[rich.table.Table], console: rich.console.Console | None = None) -> None:
+    """Prints tables one below the other, on standard output by default."""
     console = console or rich.console.Console()
     if not console.is_terminal:  # A log has no edge to wrap at.
         wide = console.options.update(max_width=1000)
-        needed = [console.measure(table, options=wide).maximum for table in tables]
+        needed = [console.measure(one, options=wide).maximum for one in tables]
         console.width = max(console.width, *needed)
-    for table in tables:
-        console.print(table)
+    for one in tables:
+        console.print(one)

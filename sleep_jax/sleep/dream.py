@@ -47,6 +47,7 @@ class DreamConfig:
     score: Literal["norm", "greedy"] = "norm"  # how dreams rank: by size of gradient, or what it adds
     top: int = 4  # k, dreams of a context that are tried for their rank
     random: int = 1  # b, others that are tried for diversity
+    recount: int = 20  # dreams of a context whose questions the awake instance answers, for the night to keep
     reread: bool = True  # a trial learns the context itself beside its dreams
     grader: str = "exact"  # of graders.NAMES
     best_of_n: bool = False  # the dreamer learns from the best dream of a context alone, where it is rewarded

@@ -31,7 +31,7 @@ def dream(
 ) -> tuple[list[tuple[Self, list[Dream]]], list[Dream]]:
     """The night's dreams: of every earlier self in proportion to what it learnt, and of the day."""
     key = rng.fold(rng.stream(world.seed, "sleep/dream"), cycle)
-    share = _share_of_pairs(world.stream.birth.train)
+    share = _share_of_pairs(world.stream.birth.train) * (1 - config.skill_share)
     weights = sum(s.weight for s in past)
     longest = min(world.config.row_length, world.model.config.max_len - world.config.answer_tokens)
     sleeper = world.model, world.tok, params, memory

@@ -84,7 +84,8 @@ def recall(
 ) -> list[Dream]:
     """Dreams of one self until `quota` are kept, the rounds are used up, or hardly anything new comes up.
 
-    The self answers the prompt that it dreamt: that answer takes the place of the dreamt one. The dream is
+    The self answers the prompt that it dreamt: that answer takes the place of the dreamt one. (What is longer
+    than an answer may be, such as a dream of how one dreams, is taken as it was dreamt.) The dream is
     *inconsistent* when they differ and no other dream has been answered so as dreamt: then the answer is no
     more than a slip. It is *known* when the self before it (`before`) answers the same, because then that one
     dreams and supervises it. This is our reading; the paper samples from the teacher and says no more.
@@ -184,7 +185,8 @@ def _judge(
     whether the self before it gives the same.
     """
     reasons = ["" if e and _fits(tok, e, longest) else "malformed" for e in examples]
-    asked = [i for i, e in enumerate(examples) if not reasons[i] and e.prompt]
+    short = lambda e: len(tok.encode(" " + e.answer)) <= config.answer_max_new  # noqa: E731
+    asked = [i for i, e in enumerate(examples) if not reasons[i] and e.prompt and short(e)]
     fresh = [Example(p, "?") for p in dict.fromkeys(examples[i].prompt for i in asked) if p not in heard]
 
     def ask(who: Self) -> list[str]:

@@ -121,19 +121,29 @@ def remember(
     memory: Memory,
     slots: list[Slot],
     start: Tree,
+    dreamer: Tree | None,
     learnt: Sequence[tuple[Task, Sequence[Dreamt]]],
     old: Sequence[tuple[Self, list[Dream]]],
     config: DreamConfig,
+    key: Array,
 ) -> Outcome:
     """What was dreamt of some tasks, moved into a fresh slot by Knowledge Seeding.
 
-    Each task has an awake instance, the model with an adapter trained on the context and its dreams; it
-    supervises the context and what was dreamt of it, and answers the dreamt questions itself. Earlier selves
-    supervise `old`, their own dreams. The same transaction as in stage 1.
+    Each task has an awake instance, the model with an adapter trained on the context and its dreams. It
+    supervises the context and the dreams, and answers the questions of `config.recount` more dreams, none of
+    which it was trained on: what an instance knows is more than the words that it learnt it by. Earlier
+    selves supervise `old`, their own dreams. The same transaction as in stage 1.
     """
     who = sleeper(world, params, memory)
     adapters = dream.instances(who, start, learnt, config)
-    asked = [list(dict.fromkeys(e for d in ds for e in d.says if e.prompt)) for _, ds in learnt]
+    more = []
+    if config.recount and any(ds for _, ds in learnt):
+        recounted = dataclasses.replace(config, per_context=config.recount)
+        more = dream.imagine(who, dreamer, [t for t, _ in learnt], recounted, key)
+    asked = []
+    for task, dreams in learnt:
+        told = [*dreams, *(d for d in more if d.task is task and not d.reason)]
+        asked.append(list({e.prompt: e for d in told for e in d.says if e.prompt}.values()))
     answers = trials.answers(
         who.model, who.tok, params, who.memory, adapters, asked, config.trials, max_new=who.answer_tokens
     )  # fmt: skip

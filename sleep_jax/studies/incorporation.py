@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sleep_jax import checkpoint, evals, life, methods, metrics, phases, rng, rollout
+from sleep_jax import checkpoint, evals, life, methods, metrics, phases, rng, rollout, terminal
 from sleep_jax.data import biographies, packing, passages, stream
 from sleep_jax.data.stream import Experience
 from sleep_jax.fit import World
@@ -24,6 +24,7 @@ from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self
 from sleep_jax.sleep.trials import FitConfig
+from sleep_jax.studies import tables
 from sleep_jax.types import Array, Memory, Tree
 
 Learnt = tuple[Task, Sequence[Dreamt]]
@@ -92,12 +93,12 @@ class Bench:
         dream.select(who, self.start, made, self.config, rng.fold(key, 1))
         return [(t, [d for d in made if d.task is t and not d.reason]) for t in tasks]
 
-    def remembered(self, name: str, state: State, learnt: Sequence[Learnt]) -> State:
+    def remembered(self, name: str, state: State, learnt: Sequence[Learnt], key: Array) -> State:
         """The learner after a night that keeps what was learnt, committed or rolled back."""
         cycle = int(name.split("-")[0])
         outcome = rem.remember(
-            self.world, name, cycle, state.params, state.memory, state.slots, self.start, learnt, self.old,
-            self.config,
+            self.world, name, cycle, state.params, state.memory, state.slots, self.start, self.dreamer,
+            learnt, self.old, self.config, rng.fold(key, 2),
         )  # fmt: skip
         return dataclasses.replace(
             state, memory=outcome.memory, slots=outcome.slots, nights=[*state.nights, outcome.night]
@@ -146,7 +147,7 @@ def single(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
         return {"hits": [h.tolist() for h in dream.grades(who, adapters, tasks, bench.config)]}
     hits = []
     for i, one in enumerate(learnt):
-        after = bench.remembered(f"{1 + i:03d}-single", state, [one])
+        after = bench.remembered(f"{1 + i:03d}-single", state, [one], rng.fold(key, 3 + i))
         hits += bench.knows(after, [one[0]])
     return {"hits": hits}
 
@@ -157,7 +158,7 @@ def continued(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     if arm.read:
         learnt = bench.dreamt(state.params, state.memory, tasks, key)
         if arm.keep:
-            state = bench.remembered("001-continued", state, learnt)
+            state = bench.remembered("001-continued", state, learnt, key)
         else:
             adapter = bench.fitted(state.params, state.memory, learnt, bench.world.seed)
     return {"hits": bench.knows(state, tasks, adapter), "elsewhere": bench.elsewhere(state, adapter)}
@@ -170,9 +171,10 @@ def edits(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     for i, task in enumerate(tasks):
         if not arm.read:
             break
-        learnt = bench.dreamt(state.params, state.memory, [task], rng.fold(key, i))
+        drawn = rng.fold(key, i)
+        learnt = bench.dreamt(state.params, state.memory, [task], drawn)
         if arm.keep:
-            state = bench.remembered(f"{1 + i:03d}-edits", state, learnt)
+            state = bench.remembered(f"{1 + i:03d}-edits", state, learnt, drawn)
         else:
             who = rem.sleeper(bench.world, state.params, state.memory)
             adapters = dream.instances(who, bench.start, learnt, bench.config)
@@ -213,7 +215,37 @@ def run(config: Config, workdir: str) -> list[dict]:
             world = life.world_of(config, seed, base / name, material, newborn.tok)
             results.append({"arm": name, "seed": seed} | live(world, ARMS[name], grown, train, given))
             world.writer.close()
+            show(root, results)
     return results
+
+
+def show(root: pathlib.Path, results: Sequence[dict]) -> None:
+    """Writes <root>/incorporation.json, the tables of all that is done so far, and prints them."""
+    found = tables.incorporation(results)
+    metrics.write_json(root, "incorporation.json", found)
+    headings = {
+        "single": "n = 1", "single_behind": "sleep is\nahead by", "continued": "many\nat once",
+        "continued_behind": "sleep is\nahead by", "birth_after_continued": "birth\nthen",
+        "first_own": "first passage:\nafter its own", "first_end": "after the\nlast edit",
+        "birth_before": "birth:\nbefore", "birth_after_edits": "after the\nlast edit",
+    }  # fmt: skip
+    arms = [
+        [row["arm"], str(row["seeds"]), *(row[k].percent() if k in row else "–" for k in headings)]
+        for row in found["arms"]
+    ]
+    rounds = [
+        [
+            row["arm"], str(row["round"]), f"{row['rewarded']} of {row['tried']}",
+            f"{100 * row['share']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})",
+        ]
+        for row in found["rounds"]
+    ]  # fmt: skip
+    terminal.show(
+        [
+            terminal.table("Passages, accuracy in %", ["arm", "seeds", *headings.values()], arms),
+            terminal.table("Rewarded dreams", ["arm", "round", "rewarded", "% (95 % interval)"], rounds),
+        ]
+    )
 
 
 def passages_of(config: Config) -> tuple[list[Task], list[Task]]:
@@ -261,7 +293,8 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
         state = phases.phase(world, "000-dreamer", state, taught)
     old = rehearsed(world, grown) if arm.keep else []
     bench = Bench(world, arm, config, grown, old, start, state.extra["dreamer"])
-    found = {}
+    path = world.workdir / "rounds.json"
+    found = {"rounds": json.loads(path.read_text()) if path.exists() else []}
     for i, (name, part) in enumerate(PARTS.items()):
         tasks = given[: getattr(c, name)]
         found[name] = _once(

@@ -51,7 +51,7 @@ def dreamt(task, text, **fields):
 
 @pytest.fixture
 def saying(monkeypatch, who):
-    """`saying(*texts)`: what is sampled, in order; with … at its end it does not end. Gives what was asked."""
+    """`saying(*texts)`: what is sampled, in order; with … at its end it does not end. Gives the asked."""
 
     def speak(*texts):
         asked = []

@@ -1,0 +1,81 @@
+"""What the parts of a study come to: means with standard errors, and differences between arms in pairs."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean of n values, and its standard error s / sqrt(n); None where there are fewer than two."""
+
+    mean: float
+    error: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        values = np.asarray(values, float)
+        error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+        return cls(float(values.mean()), error, len(values))
+
+    def percent(self) -> str:
+        """0.784, 0.021 as "78.4 ± 2.1"."""
+        return f"{100 * self.mean:.1f}" + ("" if self.error is None else f" ± {100 * self.error:.1f}")
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share (1927), 95 % by default; everything where nothing was counted."""
+    if not count:
+        return 0.0, 1.0
+    share, around = hits / count, z**2 / count
+    middle = (share + around / 2) / (1 + around)
+    half = z / (1 + around) * math.sqrt(share * (1 - share) / count + around / (4 * count))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def by_passage(found: Mapping) -> np.ndarray:
+    """The mean grade of each passage of a part: its questions depend on each other, passages do not."""
+    return np.array([np.mean(hits) for hits in found["hits"]])
+
+
+def kept(edits: Mapping) -> tuple[float, float]:
+    """Accuracy on the first passage right after its own edit, and after the last one."""
+    first = [float(np.mean(hits[0])) for hits in edits["hits"]]
+    return (first[1], first[-1]) if len(first) > 1 else (first[0], first[0])
+
+
+def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
+    """The tables of `studies.incorporation`, as rows of named values.
+
+    Accuracies are means over passages and seeds with standard errors; differences to "sleep" are taken
+    passage by passage, seed by seed.
+
+    Args:
+      results: of every seed and arm, as `incorporation.run` collects them.
+    """
+    arms = list(dict.fromkeys(r["arm"] for r in results))
+    of = {arm: [r for r in results if r["arm"] == arm] for arm in arms}
+    tables: dict[str, list[dict]] = {"arms": [], "rounds": []}
+    for arm, found in of.items():
+        row: dict = {"arm": arm, "seeds": len(found)}
+        for part in ("single", "continued"):
+            own = np.concatenate([by_passage(r[part]) for r in found])
+            row[part] = Estimate.of(own)
+            if "sleep" in of and arm != "sleep" and len(of["sleep"]) == len(found):
+                best = np.concatenate([by_passage(r[part]) for r in of["sleep"]])
+                row[f"{part}_behind"] = Estimate.of(best - own)
+        row["birth_after_continued"] = Estimate.of([r["continued"]["elsewhere"][0] for r in found])
+        row["birth_before"] = Estimate.of([r["edits"]["elsewhere"][0][0] for r in found])
+        row["birth_after_edits"] = Estimate.of([r["edits"]["elsewhere"][-1][0] for r in found])
+        own, end = zip(*(kept(r["edits"]) for r in found), strict=True)
+        row["first_own"], row["first_end"] = Estimate.of(own), Estimate.of(end)
+        tables["arms"].append(row)
+        for number, rounds in enumerate(zip(*(r["rounds"] for r in found), strict=True), 1):
+            hits, tried = (sum(one[k] for one in rounds) for k in ("rewarded", "tried"))
+            low, high = wilson(hits, tried)
+            shares = {"share": hits / max(tried, 1), "low": low, "high": high}
+            tables["rounds"].append({"arm": arm, "round": number, "rewarded": hits, "tried": tried} | shares)
+    return tables
