@@ -62,8 +62,13 @@ def _share_of_pairs(examples: Sequence[Example]) -> float:
 def agreement(
     world: World, params: Tree, memory: Memory, taught: Sequence[tuple[Self, Sequence[Dream]]]
 ) -> float | None:
-    """Share of held-out dreams with a prompt that this self answers as the dream does; None without any."""
+    """Share of held-out dreams with a prompt that this self answers as the dream does; None without any.
+
+    Dreams that are longer than an answer may be are not asked for.
+    """
+    tok, longest = world.tok, world.config.answer_tokens
     pairs = [d.example for _, dreams in taught for d in dreams if d.example.prompt]
+    pairs = [p for p in pairs if len(tok.encode(" " + p.answer)) < longest]
     if not pairs:
         return None
     answers = ask(world, params, memory)(pairs)

@@ -1,8 +1,9 @@
+import itertools
 import re
 
 import pytest
 
-from sleep_jax.data import biographies, stream
+from sleep_jax.data import biographies, dreams, stream
 from sleep_jax.data.biographies import ATTRIBUTES, FIRST_NAMES, LAST_NAMES
 from sleep_jax.data.stream import StreamConfig
 
@@ -95,3 +96,30 @@ def test_too_many_people_or_attributes():
         life(people_per_day=1000, days=5)
     with pytest.raises(ValueError, match=f"attributes=7, but there are {len(biographies.ATTRIBUTES)}"):
         life(attributes=7)
+
+
+def test_strangers_show_how_one_dreams_and_never_come_again():
+    plain, s = life(attributes=3), life(attributes=3, strangers=200)
+    assert s.birth == plain.birth and s.days == plain.days and plain.skills == () and len(s.skills) == 200
+    met = {name for e in (s.birth, *s.days) for name, _ in facts(e, "test")}
+    told = {p.title for p in biographies.passages(StreamConfig(attributes=3, strangers=200), 50)}
+    openings = {dreams.PROMPTS[role].split("{")[0] for role in dreams.PROMPTS}
+    styles = set()
+    for skill in s.skills:
+        opening = max((o for o in openings if skill.prompt.startswith(o)), key=len)
+        context = skill.prompt.removeprefix(opening)
+        first, last = next(
+            p for p in itertools.pairwise(context.split()) if p[0] in FIRST_NAMES and p[1] in LAST_NAMES
+        )
+        assert f"{first} {last}" not in met | told
+        said = dreams.read(skill.answer)
+        assert said and dreams.write(said) == skill.answer
+        for value in (w for a in ATTRIBUTES[:3] for w in a.values if any(w == e.answer for e in said)):
+            assert value in skill.prompt  # dreams of demonstrations are true to their context
+        styles.add((opening, bool(said[0].prompt)))
+    assert {o for o, _ in styles} == openings and ("", True) in styles and ("", False) in styles
+
+
+def test_too_many_strangers():
+    with pytest.raises(ValueError, match="4060 strangers and 0 passages make 4108, but there are 4096"):
+        life(strangers=4060)

@@ -46,24 +46,9 @@ def test_a_fresh_adapter_changes_nothing(model, forward):
     assert bit_equal(forward(lora.init(model.config, RANK, jax.random.key(0))), forward(None)) == []
 
 
-def merged(params, adapter, config):
-    """The same model with A B added to its weights, layer by layer."""
-    blocks = jax.tree.map(lambda x: x, params["blocks"])
-    stored = {"q": "q_NDHK", "k": "k_NDJK", "v": "v_NDJK", "o": "o_NHKD"}
-    stored |= {"gate": "gate_NDF", "up": "up_NDF", "down": "down_NFD"}
-    for name, key in stored.items():
-        part = blocks["attn" if name in "qkvo" else "mlp"]
-        products = [
-            np.asarray(a, np.float64) @ np.asarray(b, np.float64)
-            for a, b in zip(adapter[f"{name}_a_NIR"], adapter[f"{name}_b_NRO"], strict=True)
-        ]
-        part[key] = (part[key] + np.stack(products).reshape(part[key].shape)).astype(np.float32)
-    return {**params, "blocks": blocks}
-
-
 def test_an_adapter_is_what_its_product_added_to_the_weights_is(model, self_, adapters, forward):
     adapter = lora.scaled(jax.tree.map(lambda x: x[0], adapters), 0.5)
-    wanted = forward(None, merged(self_[0], adapter, model.config))
+    wanted = forward(None, lora.merged(self_[0], adapter))
     np.testing.assert_allclose(forward(adapter), wanted, rtol=1e-4, atol=1e-4)
     assert np.abs(wanted - forward(None)).max() > 0.1
     for name in lora.SIZES:  # every layer has its own part
