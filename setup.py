@@ -39,6 +39,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "tfds": TFDS,
+        "bench": ["torch", "transformers", "peft"],  # what launch.bench --suite=dream measures itself against
         "test": TEST,
         "dev": [*TEST, "ruff"],
     },

@@ -1,6 +1,7 @@
 """What the steps of a life cost on this machine: time, FLOPs, share of the matmul rate, memory.
 
 python -m launch.bench [--config=configs/clinc150.py] [--json=FILE] [--seconds=30] [--config.KEY=VALUE ...]
+python -m launch.bench --suite=dream ...     trials of dreams instead: launch/bench_dream.py
 
 Sizes are the configuration's, tokens are random: no data, no tokenizer, nothing is written but FILE. All is
 compiled as in a life and timed in turns, so that another job on the machine slows all of it alike.
@@ -444,9 +445,10 @@ def show(report: dict[str, Any]) -> None:
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from absl import app, flags
 
-    from launch import heap, options
+    from launch import bench_dream, heap, options
     from sleep_jax import settings
 
+    SUITE = flags.DEFINE_enum("suite", "life", ["life", "dream"], "the steps of a life, or trials of dreams")
     CONFIG = options.config("configs/clinc150.py", "whose sizes")
     SECONDS = flags.DEFINE_float("seconds", 30.0, "time spent on measuring, at least three turns")
     JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
@@ -456,10 +458,12 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
             raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
         heap.keep()
         try:
-            report = measure(settings.load(CONFIG.value.to_dict()), seconds=SECONDS.value)
+            config = settings.load(CONFIG.value.to_dict())
+            run, tell = (measure, show) if SUITE.value == "life" else (bench_dream.measure, bench_dream.show)
+            report = run(config, seconds=SECONDS.value)
         except ValueError as error:
             sys.exit(f"ValueError: {error}")
-        show(report)
+        tell(report)
         if JSON.value:
             pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + "\n")
 

@@ -98,7 +98,8 @@ def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int) -> Batch:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(model: Model, config: TrialConfig):
+def compiled(model: Model, config: TrialConfig):
+    """Jitted `run(start, (params, memory), rows) -> (adapters, nll_IS)` of trials, mapped over the rows."""
     optimizer = optim.make(config.optim, config.steps)
     step = steps.make(objective(model, config.scale), optimizer)
 
@@ -130,7 +131,7 @@ def train(
     Raises:
       FloatingPointError: an adapter is not finite, or its B never left zero.
     """
-    run = _compiled(model, config)
+    run = compiled(model, config)
     count = len(rows.tokens_BT)
     parts = []
     for first in range(0, count, config.at_once):
