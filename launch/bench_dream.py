@@ -2,9 +2,9 @@
 
 python -m launch.bench --suite=dream [--config=configs/tiny.py] [--json=FILE] [--seconds=30]
 
-A trial trains one adapter on one dream for `rem.trials.steps` steps; sizes are the configuration's, tokens are
-random. All ways have the same backbone, rank, steps and rows. PEFT comes with `pip install '.[bench]'`; without
-it the other two are measured.
+A trial trains one adapter on one dream for `rem.trials.steps` steps; sizes are the configuration's, tokens
+are random. All ways have the same backbone, rank, steps and rows. PEFT comes with `pip install '.[bench]'`;
+without it the other two are measured.
 """
 
 import functools
@@ -60,10 +60,10 @@ def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS)
         if count == 1:
             one = compiled
 
+    single = [jax.tree.map(lambda x, i=i: x[i : i + 1], rows) for i in range(LOOPED)]
+
     def looped():
-        for i in range(LOOPED):
-            out = one(start, (params, None), jax.tree.map(lambda x: x[i : i + 1], rows))
-        return out
+        return [one(start, (params, None), row) for row in single][-1]
 
     ways["one after the other"] = LOOPED, looped
     if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers"):
@@ -102,7 +102,7 @@ LOOPED = 4  # trials of a turn, where they come one after the other
 
 
 def _peft(config: Config, rows: Batch) -> Callable[[], None]:
-    """The same trials as a loop in PyTorch: a fresh adapter on the same kind of backbone, AdamW, the same clip."""
+    """The same trials as a loop in PyTorch: a fresh adapter on a like backbone, AdamW, the same clipping."""
     import peft
     import torch
     import transformers
