@@ -146,7 +146,8 @@ def get_config() -> ConfigDict:
     g.max_new = 96  # tokens of a dream
     g.random_expert = True  # each router opens one random active expert more
     g.batch_size = 64  # dreams sampled at once
-    g.score = "norm"  # how dreams rank: "norm" of their gradient, or "greedy" by what each adds
+    g.score = "norm"  # how dreams rank: "norm" of their gradient, its "cosine" with that of the context,
+    # or "greedy" by what each adds to the others
     g.top = 4  # dreams of a context that are tried for their rank
     g.random = 1  # others that are tried for diversity
     g.recount = 20  # dreams of a context whose questions its awake instance answers for the night

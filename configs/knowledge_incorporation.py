@@ -20,6 +20,7 @@ def get_config():
     c.sleep.seed.prompt_weight = 0.5
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
     c.sleep.skill_share, c.sleep.recall.max_new = 0.15, 190
-    c.rem.roles = ("questions",)
+    c.rem.roles, c.rem.per_context, c.rem.score = ("questions",), 20, "cosine"
+    c.rem.top, c.rem.random = 8, 2
     c.rem.trials.rank, c.rem.trials.alpha = 8, 16.0
     return c

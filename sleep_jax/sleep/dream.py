@@ -44,7 +44,7 @@ class DreamConfig:
     max_new: int = 96  # tokens of a dream
     random_expert: bool = True  # each router opens one random active expert more
     batch_size: int = 64  # dreams sampled at once
-    score: Literal["norm", "greedy"] = "norm"  # how dreams rank: by size of gradient, or what it adds
+    score: Literal["norm", "cosine", "greedy"] = "norm"  # how dreams rank by their gradients, see `select`
     top: int = 4  # k, dreams of a context that are tried for their rank
     random: int = 1  # b, others that are tried for diversity
     recount: int = 20  # dreams of a context whose questions the awake instance answers, for the night to keep
@@ -211,6 +211,7 @@ def lesson(who: Sleeper, task: Task, dreams: Sequence[Dreamt], reread: bool) -> 
 def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfig, key: Array) -> None:
     """Ranks the dreams of each context by their gradients and gives a reason to those that are not tried.
 
+    By |g|, by <g, g_val> / (|g| |g_val|), or by what each adds to those picked before it.
     The validation gradient of a dream is that of reading its context, which is at hand and asks no question:
     our reading, the paper says "size/alignment" and not with what.
     """
@@ -232,7 +233,7 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
         rank[picked] = -np.arange(len(mine))
         top = min(c.top, len(mine))
         lucky = min(c.random, len(mine) - top)
-        score = norm if c.score == "norm" else rank
+        score = {"norm": norm, "cosine": align / norm, "greedy": rank}[c.score]
         keep = np.asarray(selection.top_and_random(score, top, lucky, rng.fold(key, n)))
         for i, k, g, kept in zip(mine[picked], picked, gain, keep[picked], strict=True):
             dream = able[i]

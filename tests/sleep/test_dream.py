@@ -125,13 +125,15 @@ def ranked(monkeypatch, norms, align, gram):
     monkeypatch.setattr(dream, "importance", importance)
 
 
-@pytest.mark.parametrize(("score", "best"), [("norm", {"b", "e"}), ("greedy", {"a", "d"})])
+@pytest.mark.parametrize(
+    ("score", "best"), [("norm", {"b", "e"}), ("cosine", {"a", "d"}), ("greedy", {"a", "e"})]
+)
 def test_the_best_of_each_context_and_some_others_are_tried(who, start, monkeypatch, score, best):
     one, two = TASKS
     made = [dreamt(one, t) for t in "abc"] + [dreamt(two, t) for t in "def"]
     made[2].reason = "duplicate"
     # The alignment with the other context's gradient must not count.
-    align = [[9.0, 0.0], [1.0, 99.0], [99.0, 9.0], [0.0, 1.0], [0.0, 2.0]]
+    align = [[9.0, 0.0], [1.0, 99.0], [99.0, 9.0], [0.0, 12.0], [0.0, 2.0]]
     ranked(monkeypatch, [1.0, 2.0, 3.0, 5.0, 4.0], align, np.eye(5))
     dream.select(who, start, made, dataclasses.replace(CONFIG, score=score, random=0), KEY)
     assert {d.text for d in made if not d.reason} == best
