@@ -4,15 +4,16 @@ The utterance is read and the intent is written as text, without a task id. Data
 `{data_dir}/clinc150/data_full.json` and `domains.json` as published (clinc/oos-eval).
 
 Claim: Sleep takes on a domain a night and keeps most of the earlier; sequential fine-tuning keeps the last.
-Cost: 2 M parameters; birth 14 minutes and a Sleep life 32 to 35 on one of two busy CPU cores.
+Cost: 2 M parameters; birth 14 minutes and a Sleep life 32 to 40 on one of two busy CPU cores, 20 on both
+as two devices.
 Command: python -m launch.main --config=configs/clinc150.py --workdir=runs/clinc150
 On two cores: XLA_FLAGS=--xla_force_host_platform_device_count=2 before it splits every batch over them.
 Dreams only: the same with --config.sleep.day_at_hand=False --config.birth.checkpoint=runs/clinc150/birth
 With practice (on-policy part and imitation): --config.sleep.seed.alpha=0.95 --config.sleep.seed.on_policy=0.1
 Choosing settings: --config.stream.probes=valid, never the test split.
-Number: 80.9 +- 0.2 % of all 150 intents after five nights with the day at hand (seeds 0 to 2; birth 89.9 ->
-82.8 %), 81.1 % with dreams only (seed 0; birth 89.5 -> 83.4 %), generative replay 77.7 and 72.0 %
-(seed 1; birth 89.7 -> 71.3 and 64.5 %), sequential 8.9 %; the README says at which commit.
+Number: of all 150 intents after five nights, seeds 0 to 2, 80.9 +- 0.2 % with the day at hand and 80.6 +-
+0.4 % with dreams only (birth 89.9 -> 82.8 % in both); generative replay 78.2 +- 1.3 and 72.4 +- 1.1 %
+(birth 72.1 and 63.6 %), sequential 9.0 +- 0.1 %; the README says at which commit.
 """
 
 from configs import base

@@ -22,6 +22,12 @@ def documents(world: World, examples: Sequence[Example]) -> list[Encoded]:
     return encoding.encode(world.tok, examples, length) + pairs
 
 
+def waking(world: World, cycle: int) -> int:
+    """Gradient tokens of a waking day: its documents, as often as they are read."""
+    day = documents(world, world.stream.days[cycle - 1].train)
+    return world.config.wake.passes * sum(len(e.tokens) for e in day)
+
+
 def budget(world: World, cycle: int) -> int:
     """Gradient tokens of a cycle: what Sleep spends on waking, and on seeding full rows to the last step.
 
@@ -31,15 +37,14 @@ def budget(world: World, cycle: int) -> int:
     c = world.config
     if c.baseline.gradient_tokens:
         return c.baseline.gradient_tokens
-    day = sum(len(e.tokens) for e in documents(world, world.stream.days[cycle - 1].train))
-    return c.wake.passes * day + c.sleep.steps * c.sleep.batch_rows * c.row_length
+    return waking(world, cycle) + c.sleep.steps * c.sleep.batch_rows * c.row_length
 
 
-def steps_for(world: World, rows: Batch, cycle: int) -> int:
-    """Steps that spend the budget on these rows, by how full they are."""
+def steps_for(world: World, rows: Batch, cycle: int, spent: int = 0) -> int:
+    """Steps that spend what is left of the budget on these rows, by how full they are."""
     full = float((rows.segments_BT > 0).mean())
     per_step = world.config.baseline.batch_rows * world.config.row_length * full
-    return max(round(budget(world, cycle) / per_step), 1)
+    return max(round((budget(world, cycle) - spent) / per_step), 1)
 
 
 def mixed(new: Batch, old: Batch, share: float, seed: int) -> Batch:
@@ -80,9 +85,10 @@ def fit_backbone(
     rows: Batch,
     objective: Objective | None = None,
     frozen: Tree = None,
+    spent: int = 0,
 ) -> State:
-    """Trains the backbone on rows within the budget; without an objective, on next-token prediction."""
-    count = steps_for(world, rows, cycle)
+    """Trains the backbone on rows within what is left of the budget; by default on next-token prediction."""
+    count = steps_for(world, rows, cycle, spent)
     c = world.config.baseline
     drawn = batches(world, rows, c.batch_rows, world.seed * 1000 + cycle, c.blanks)
     optimizer = optim.make(c.optim, count)

@@ -39,5 +39,6 @@ def train(world: World, name: str, state: State, cycle: int, experience: Experie
     pseudo = [d.example for _, ds in old for d in ds if d.kept]
     day = list(experience.train) if at_hand else [d.example for d in new if d.kept]
     rows = finetune.pack(world, day + pseudo)
-    state = finetune.fit_backbone(world, name, state, cycle, rows)
+    spent = 0 if at_hand else finetune.waking(world, cycle)
+    state = finetune.fit_backbone(world, name, state, cycle, rows, spent=spent)
     return dataclasses.replace(state, memory=memory_lib.forget_day(state.memory))

@@ -245,6 +245,7 @@ def spent(monkeypatch):
         return state, {"steps": count}
 
     monkeypatch.setattr(finetune, "fit", fit)
+    monkeypatch.setattr(sleep_method, "fit", fit)
     monkeypatch.setattr(ewc, "fisher", lambda world, params, e: params)
     return fits
 
@@ -280,6 +281,18 @@ def test_all_methods_spend_the_same_gradient_tokens_to_within_a_batch(world, mat
     assert len({s.count for s in spent}) > 1 or len({s.tokens for s in spent}) > 1, (
         "rows are not equally full"
     )
+
+
+def test_generative_replay_pays_for_its_waking_out_of_the_same_budget(world, material, spent, monkeypatch):
+    monkeypatch.setattr(night, "dream", old_and_new)
+    monkeypatch.setattr(night, "write_dreams", lambda *_: None)
+    here = world(sleep=settings.SleepConfig(day_at_hand=False), gradient_tokens=20_000)
+    state = phases.State({}, here.model.init_memory(KEY))
+    for phase, run in methods.get("generative_replay").phases:
+        state = run(here, f"002-{phase}", state, 2, material.days[1])
+    waking, training = spent
+    assert waking.tokens == finetune.waking(here, 2) > 4 * here.config.baseline.batch_rows * ROW
+    assert abs(waking.tokens + training.tokens - 20_000) <= here.config.baseline.batch_rows * ROW
 
 
 def test_the_budget_is_what_a_night_may_spend_unless_it_is_set(world):
