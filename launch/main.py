@@ -12,7 +12,7 @@ from launch import heap, options
 
 CONFIG = options.config("configs/tiny.py", "what to live, and how")
 WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/tiny", "where everything is written; the same directory resumes"
+    "workdir", None, "where everything is written; the same directory resumes (default: runs/ and the config)"
 )
 
 
@@ -31,7 +31,7 @@ def main(argv):
         flush=True,
     )
     try:
-        life.run(settings.load(CONFIG.value.to_dict()), WORKDIR.value)
+        life.run(settings.load(CONFIG.value.to_dict()), WORKDIR.value or f"runs/{options.name(CONFIG)}")
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):
             raise

@@ -126,6 +126,8 @@ def sweep(workdir: PathLike) -> None:
 def work_dir_config(workdir: PathLike, config_json: str, ignore: tuple[str, ...] = ()) -> None:
     """Opens a work directory for one configuration: sweeps it, and writes or compares `config.json`.
 
+    Where nothing has been lived yet, as after a command that was refused, the new configuration is taken.
+
     Args:
       workdir: the work directory; made if it is not there.
       config_json: the configuration as a JSON object.
@@ -136,7 +138,8 @@ def work_dir_config(workdir: PathLike, config_json: str, ignore: tuple[str, ...]
     """
     path = _absolute(workdir) / "config.json"
     sweep(workdir)
-    if not path.exists():
+    lived = any(next(path.parent.rglob(name), None) for name in ("meta.json", "tokenizer.json"))
+    if not (path.exists() and lived):
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             half = path.with_name(".config.json.half")

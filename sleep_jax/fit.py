@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,8 @@ class World:
 
     Attributes:
       workdir: of this life.
+      of: what every checkpoint here is of: the method, the seed, and each experience, birth first.
+      newborn: the backbone as it was at birth, once there is one.
       costs: per compiled step its FLOPs and bytes, for the report.
     """
 
@@ -54,6 +56,8 @@ class World:
     partitioner: Partitioner
     writer: metrics.MetricsWriter
     account: Account
+    of: Mapping[str, Sequence[str]]
+    newborn: Tree = None
     costs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def compile(self, name: str, step, state: Tree, frozen: Tree, batch: Tree, key):
@@ -154,6 +158,7 @@ def fit(
 
     def save(step):
         meta = {
+            "of": world.of,
             "iterator": batches.get_state(),
             "account": dataclasses.asdict(world.account),
             "best_loss": best_loss,

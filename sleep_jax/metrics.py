@@ -10,7 +10,7 @@ Every file of a work directory that is not a checkpoint is written here and read
     links.jsonl     `Links`, one line a night
     slots.json      a list of `Slot`
     memory.json     {step: {flops, bytes: {argument, output, temp}}}
-    dreams/night-01.jsonl   `Dream`, one a line
+    dreams/night-01.jsonl   `Dream`, one a line; merge-07-1.jsonl where night 7 merged a full level 1
 """
 
 import contextlib
@@ -47,8 +47,10 @@ class Night:
 class Summary:
     """A finished life in numbers; accuracies in [0, 1], `wall_s` in seconds by phase.
 
-    `final_accuracy` is over everything ever learnt, birth included; `tokens` counts source, dreamt, gradient;
-    `questions` is how many each experience, birth included, is asked.
+    `final_accuracy` is over every question on everything ever learnt, birth included. The others are by
+    `ops.retention`, every experience alike however many questions it has: `learning_accuracy` over the days,
+    transfer and forgetting over birth and the days. `tokens` counts source, dreamt, gradient; `questions` is
+    how many each experience, birth included, is asked.
     """
 
     method: str
@@ -76,8 +78,9 @@ class Links:
 
     Attributes:
       awake: accuracy of the awake self on the day's probes.
-      recalled: share of the day's answers that came up in its dreams, or as answers to its inputs where these
-        were at hand.
+      recalled: how evenly the answers to the day's probes came up in its dreams, and as answers to its inputs
+        where these were at hand (`evals.overlap`: 1 when each has its share, less where some came up rarely);
+        None where no dream has a prompt.
       student: accuracy of the student on the day's probes with the new slot forced on.
       after: the same after the night, when the router decides.
       old_before: accuracy on everything earlier, on the morning before; `old_after` the same on the morning
@@ -115,7 +118,7 @@ class Dream:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Who wrote a slot: the night and its experience, from how much; and its share of today's answers."""
+    """Who wrote a slot: the last of its nights and all that it holds, from how much; and what it does now."""
 
     level: int
     slot: int
@@ -170,11 +173,11 @@ def write_memory(run: str | os.PathLike, steps: Mapping[str, Mapping[str, Any]])
     _replace(pathlib.Path(run, "memory.json"), _json(steps, indent=2))
 
 
-def write_dreams(run: str | os.PathLike, night: int, dreams: Iterable[Dream]) -> pathlib.Path:
-    """Writes <run>/dreams/night-<night>.jsonl anew; returns its path in the run, as `Slot` names it."""
-    name = pathlib.Path("dreams", f"night-{night:02d}.jsonl")
-    _replace(pathlib.Path(run, name), "".join(map(_json, dreams)))
-    return name
+def write_dreams(run: str | os.PathLike, name: str, dreams: Iterable[Dream]) -> str:
+    """Writes <run>/dreams/<name>.jsonl anew; returns its path in the run, as `Slot` names it."""
+    path = f"dreams/{name}.jsonl"
+    _replace(pathlib.Path(run, path), "".join(map(_json, dreams)))
+    return path
 
 
 def write_links(run: str | os.PathLike, links: Links) -> None:

@@ -176,6 +176,20 @@ class Partitioner:
         own = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
         return jax.device_put(own, self.shardings(tree))
 
+    def check_rows(self, batches: dict[str, int]) -> None:
+        """Makes sure that batches of so many rows, by the keys that say so, divide over the devices.
+
+        Raises:
+          ValueError: those that do not, with their keys and the mesh's.
+        """
+        split = math.prod(self.mesh.shape[axis] for axis in BATCH)
+        if wrong := [f"{key} = {rows}" for key, rows in batches.items() if rows % split]:
+            asked = " * ".join(f"config.mesh.{axis}={self.mesh.shape[axis]}" for axis in BATCH)
+            raise ValueError(
+                f"{', '.join(wrong)} rows do not divide over {asked} = {split} devices: make them multiples "
+                f"of {split}, or change config.mesh"
+            )
+
     def put_batch(self, batch: Tree) -> Tree:
         """Places a batch, its rows split over the mesh axes "data" and "fsdp".
 

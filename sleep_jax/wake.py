@@ -73,6 +73,9 @@ def make(model: Model, config: WakeConfig, chunks: int):
 
         theta_l <- theta_l - eta_l clip(mean gradient of the last C_l tokens)   if C_l divides the clock   (2)
 
+    and at the day's last chunk, whose evening would find a slower level's last gradients unwritten and the
+    morning after it a memory that is empty.
+
     The chunk is one batch of packed rows of C_1 positions in all. Its loss is taken before any write
     (predict, then update), so no token sees an update that holds its own target. A slower level accumulates
     the gradients of the chunks in between, each taken at the then-current faster levels. Eq. 2 sums over the
@@ -127,7 +130,7 @@ def make(model: Model, config: WakeConfig, chunks: int):
         gradient = jax.tree.map(jnp.add, state.gradient, gradient)
         tokens_L = state.tokens_L + nll.count
         clock = state.clock + periods[0]
-        due_L = clock % jnp.array(periods) == 0
+        due_L = (clock % jnp.array(periods) == 0) | (clock == periods[0] * chunks)
 
         per_token = spread(1 / jnp.where(tokens_L > 0, tokens_L, 1.0))
         mean = {k: gradient[k] * per_token[k] for k in owner}

@@ -224,6 +224,34 @@ def test_a_directory_of_another_life_is_not_touched(lived, born):
     assert sorted(lived.rglob("*")) == before
 
 
+def test_the_life_of_one_method_is_not_passed_off_as_that_of_another(lived, born):
+    other = lives.config(birth={"checkpoint": str(born)}, method="sleep_no_semantic")
+    before = {p: p.stat().st_mtime_ns for p in sorted(lived.rglob("*"))}
+    refused(other, lived, checkpoint.CheckpointError, "method: sleep there, sleep_no_semantic now")
+    assert {p: p.stat().st_mtime_ns for p in sorted(lived.rglob("*"))} == before
+
+
+def test_a_life_does_not_go_on_with_other_data(intents, tmp_path, monkeypatch):
+    class Lived(Exception):
+        pass
+
+    def no_time(*_):
+        raise Lived
+
+    small = {k: v for k, v in lives.SMALL.items() if k != "stream"}
+    values = lives.changed(small, stream={"source": "clinc150"}, birth={"epochs": 1}, data_dir=str(intents))
+    config, root = settings.load(values), tmp_path / "life"
+    monkeypatch.setitem(methods.METHODS, "sleep", methods.base.Method((("wake", no_time),)))
+    with pytest.raises(Lived):
+        life.run(config, str(root))
+    file = intents / "clinc150" / "data_full.json"
+    file.write_text(file.read_text().replace("do boil the egg", "will you boil the egg"))
+    refused(config, root, checkpoint.CheckpointError, r"data: birth of 8 \(.* there, birth of 8 \(.* now")
+    file.write_text(file.read_text().replace("will you boil the egg", "do boil the egg"))
+    with pytest.raises(Lived):
+        life.run(config, str(root))
+
+
 def test_a_birth_of_another_architecture_is_refused_with_the_arrays(born, tmp_path):
     other = lives.config(birth={"checkpoint": str(born)}, model={"ff": 48})
     refused(other, tmp_path, checkpoint.CheckpointError, r"gate_NDF: float32\[1, 32, 64\]")
@@ -266,9 +294,41 @@ def test_a_folder_that_is_no_birth_is_refused(born, tmp_path):
     )
 
 
-def test_a_document_longer_than_a_row_is_found_before_anything_is_trained(born, tmp_path):
-    config = lives.config(birth={"checkpoint": str(born)}, row_length=8)
-    refused(config, tmp_path, ValueError, r"tokens does not fit into 8 \(keys row_length, model.max_len\)")
-    asked = lives.config(birth={"checkpoint": str(born)}, answer_tokens=26)
-    refused(asked, tmp_path / "asked", ValueError, "tokens does not fit into 6")
-    assert not (tmp_path / "phases").exists() and not (tmp_path / "asked" / "phases").exists()
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"row_length": 8}, r"tokens does not fit into 8 \(row_length\)"),
+        ({"answer_tokens": 26}, r"tokens does not fit into 6 \(model.max_len - answer_tokens\)"),
+        (
+            {"sleep": {"recall": {"answer_max_new": 24}}},
+            r"tokens does not fit into 8 \(model.max_len - sleep.recall.answer_max_new\)",
+        ),
+        (
+            {"stream": {"source": "documents", "path": "nowhere"}},
+            "nowhere",
+        ),
+    ],
+)
+def test_what_cannot_be_lived_is_found_before_birth_and_the_directory_takes_what_is_put_right(
+    changes, said, tmp_path, monkeypatch
+):
+    class Born(Exception):
+        pass
+
+    def no_time(*_):
+        raise Born
+
+    monkeypatch.setattr(life, "fit", no_time)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        life.run(lives.config(**changes), str(tmp_path))
+    with pytest.raises(Born):
+        life.run(lives.config(), str(tmp_path))
+
+
+def test_answers_that_do_not_fit_are_told_of(born, tmp_path, monkeypatch, capsys):
+    config = lives.config(birth={"checkpoint": str(born)}, answer_tokens=2)
+    life.birth(config, 0, tmp_path, stream.load(config.stream))
+    said = capsys.readouterr().out
+    assert "birth: " in said and "answers do not fit into answer_tokens=2 tokens" in said
+    life.birth(lives.config(birth={"checkpoint": str(born)}), 0, tmp_path, stream.load(config.stream))
+    assert not capsys.readouterr().out

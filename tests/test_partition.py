@@ -280,3 +280,11 @@ def test_every_known_parameter_has_its_rule(path):
 def test_the_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         MeshConfig().data = 2
+
+
+def test_batches_that_do_not_divide_are_named_with_their_keys():
+    here = Partitioner(MeshConfig(data=2, fsdp=2, model=2))
+    here.check_rows({"a.rows": 8, "b.rows": 4})
+    with pytest.raises(ValueError, match=r"^b.rows = 6, c = 2 rows do not .* config.mesh.data=2 \* "):
+        here.check_rows({"a.rows": 8, "b.rows": 6, "c": 2})
+    Partitioner(MeshConfig(), jax.devices()[:1]).check_rows({"b.rows": 7})

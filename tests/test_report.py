@@ -69,8 +69,8 @@ def make_run(path, method, seed, fall, rng, slept=True):
             )
             for i in range(300)
         ]  # fmt: skip
-        file = metrics.write_dreams(path, k, dreams)
-        slots.append(metrics.Slot(1, k - 1, k, NAMES[k], 1500, 300, str(file), [], k == 4, 0.15 + k / 100))
+        file = metrics.write_dreams(path, f"night-{k:02d}", dreams)
+        slots.append(metrics.Slot(1, k - 1, k, NAMES[k], 1500, 300, file, [], k == 4, 0.15 + k / 100))
     if slept:
         metrics.write_slots(path, slots)
 

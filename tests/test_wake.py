@@ -156,6 +156,18 @@ def test_a_day_is_the_literal_loop_over_tokens(reading, lr, final, setting, froz
         assert not states[-1].fast[k][own].any() and states[-1].gradient[k][own].any()
 
 
+def test_the_evening_writes_what_slower_levels_have_gathered(setting, frozen):
+    """Three chunks: level 2 was due after the second, level 3 never; both are written with the last."""
+    config = wake.WakeConfig(lr=(0.1, 0.2, 0.4))
+    longer, _ = live(setting(), config, frozen, [chunk(i) for i in range(4)])
+    states, _ = live(setting(), config, frozen, [chunk(i) for i in range(3)])
+    assert [s.writes_L.tolist() for s in longer[1:]] == [[1, 0, 0], [2, 1, 0], [3, 1, 0], [4, 2, 1]]
+    assert [s.writes_L.tolist() for s in states[1:]] == [[1, 0, 0], [2, 1, 0], [3, 2, 1]]
+    chex.assert_trees_all_equal(states[2], longer[2])
+    assert all(states[3].fast["up_NDF"][level].any() for level in range(3))
+    assert not any(states[3].gradient["up_NDF"][level].any() for level in range(3))
+
+
 def test_the_adam_rule_is_optax_and_slow_moments_wait_for_their_writes(setting, frozen, token_losses):
     chunks = [chunk(0)] * 4
     states, metrics = live(setting(), wake.WakeConfig(lr=(0.01,) * 3, rule="adam", clip=0.5), frozen, chunks)

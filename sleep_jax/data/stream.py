@@ -7,6 +7,8 @@ birth and the days after it.
 
 import dataclasses
 import difflib
+import hashlib
+import json
 from collections.abc import Sequence
 
 
@@ -106,6 +108,15 @@ def load(config: StreamConfig) -> Stream:
         return stream
     birth, *days = (dataclasses.replace(e, test=e.valid) for e in (stream.birth, *stream.days))
     return Stream(birth, tuple(days))
+
+
+def told(stream: Stream) -> list[str]:
+    """Name, size and a digest of each experience: another text in it gives another."""
+
+    def digest(experience: Experience) -> str:
+        return hashlib.sha256(json.dumps(dataclasses.astuple(experience)).encode()).hexdigest()[:12]
+
+    return [f"{e.name} of {len(e.train)} ({digest(e)})" for e in (stream.birth, *stream.days)]
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

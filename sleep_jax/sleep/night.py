@@ -7,12 +7,13 @@ from types import MappingProxyType
 import numpy as np
 
 from sleep_jax import evals, metrics, rng, rollout, terminal
-from sleep_jax.data import encoding
+from sleep_jax.data import encoding, packing
 from sleep_jax.data.stream import Example, Experience, merge
 from sleep_jax.fit import World
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.settings import SleepConfig
 from sleep_jax.sleep import imitate, selves
+from sleep_jax.sleep.consolidate import token_accuracy
 from sleep_jax.sleep.recall import Dream, day_at_hand, recall
 from sleep_jax.sleep.seeding import Taught, Variant, seed, semantic_reward
 from sleep_jax.sleep.selves import Self, Slot
@@ -33,7 +34,8 @@ def dream(
     key = rng.fold(rng.stream(world.seed, "sleep/dream"), cycle)
     share = _share_of_pairs(world.stream.birth.train)
     weights = sum(s.weight for s in past)
-    longest = min(world.config.row_length, world.model.config.max_len - world.config.answer_tokens)
+    beside = max(world.config.answer_tokens, config.recall.answer_max_new)
+    longest = min(world.config.row_length, world.model.config.max_len - beside)
     sleeper = world.model, world.tok, params, memory
     ask = lambda who, before, quota, n, beside=(): recall(  # noqa: E731
         *sleeper, who, before, quota, share, rng.fold(key, n), config.recall, longest=longest, beside=beside
@@ -62,8 +64,17 @@ def _share_of_pairs(examples: Sequence[Example]) -> float:
 def agreement(
     world: World, params: Tree, memory: Memory, taught: Sequence[tuple[Self, Sequence[Dream]]]
 ) -> float | None:
-    """Share of held-out dreams with a prompt that this self answers as the dream does; None without any."""
-    pairs = [d.example for _, dreams in taught for d in dreams if d.example.prompt]
+    """Share of held-out dreams with a prompt that this self answers as the dream does.
+
+    Where no dream has a prompt, share of their tokens that it finds likeliest; None without any dream.
+    """
+    examples = [d.example for _, dreams in taught for d in dreams]
+    pairs = [e for e in examples if e.prompt]
+    if examples and not pairs:
+        rows = packing.pack(
+            encoding.encode(world.tok, examples, world.config.row_length), world.config.row_length
+        )[0]
+        return token_accuracy(world.model, params, memory, rows, world.config.eval_batch // 4)
     if not pairs:
         return None
     answers = ask(world, params, memory)(pairs)
@@ -93,9 +104,10 @@ def run(
     1. Room is made: a full level is consolidated into the next, or merged if it is the slowest.
     2. Every self dreams what it knows; a share of the dreams is held out.
     3. A fresh slot is seeded, all else frozen.
-    4. The sleeper is compared with its pre-sleep self on the held-out dreams. When the past got worse by more
-       than `sleep.margin`, or anything is not finite, the memory stays as it was in the evening: the slot
-       stays locked and the day stays in fast memory and at hand, for the next night.
+    4. The sleeper is compared with its pre-sleep self on the held-out dreams of the past and of the day. When
+       the past got worse by more than `sleep.margin`, or anything is not finite, the memory stays as it was
+       in the evening: the slot stays locked and the day stays in fast memory and at hand, for the next night.
+       (Room that was made stays made: a merge has been judged by itself.)
     """
     config = world.config.sleep
     today = days[-1].name
@@ -105,7 +117,7 @@ def run(
         night = metrics.Night(cycle, today, "rolled back", reason)
         return Outcome(params, memory, slots, night, [d for d in new_dreams if d.kept], None)
 
-    memory, slots, reason = make_room(world, name, cycle, params, memory, slots)
+    memory, slots, reason = make_room(world, name, cycle, params, memory, slots, variant)
     if reason:
         return rolled_back(reason)
     shape = memory.active_LE.shape
@@ -114,7 +126,8 @@ def run(
     with world.writer.timed("sleep/dream", cycle):
         old_dreams, new_dreams = dream(world, params, memory, past, awake, experience, cycle, config)
     dreams = [d for _, ds in old_dreams for d in ds] + new_dreams
-    write_dreams(world, cycle, dreams)
+    file = f"night-{cycle:02d}"
+    write_dreams(world, file, cycle, dreams)
     old = Taught.split(old_dreams, config.held_out, cycle)
     new = Taught.split([(awake, new_dreams)], config.held_out, cycle)
     if reason := new.lacking():
@@ -127,21 +140,25 @@ def run(
     slept = memory_lib.forget_day(dataclasses.replace(seeding.memory, fast=memory.fast))
 
     with world.writer.timed("sleep/judge", cycle):
-        before = agreement(world, params, resting, old.held_out)
-        after = agreement(world, seeding.params, slept, old.held_out)
-        new_after = agreement(world, seeding.params, slept, new.held_out)
+        before, new_before = (agreement(world, params, resting, x.held_out) for x in (old, new))
+        after, new_after = (agreement(world, seeding.params, slept, x.held_out) for x in (old, new))
         held_out = [d for _, ds in [*old.held_out, *new.held_out] for d in ds]
-        semantic = semantic_reward(world, params) if variant.semantic else None
-        write_dreams(world, cycle, dreams, rewarded(world, seeding.params, slept, held_out, semantic))
-    judged = {"old_before": before, "old_after": after, "new_after": new_after}
+        semantic = semantic_reward(world) if variant.semantic else None
+        rewards = rewarded(world, seeding.params, slept, held_out, semantic)
+        path = write_dreams(world, file, cycle, dreams, rewards)
+    judged = {
+        "old_before": before, "old_after": after, "new_before": new_before, "new_after": new_after
+    }  # fmt: skip
     world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
     if reason := verdict(seeding.finite, before, after, config.margin):
         return rolled_back(reason, new_dreams)
     if variant.expand:
         nights = tuple(range(cycle - len(days) + 1, cycle + 1))
         names = tuple(d.name for d in days)
-        slots = [*slots, Slot(*place, nights, names, len(experience.train), sum(d.kept for d in dreams))]
-    night = metrics.Night(cycle, today, "committed")
+        count = sum(d.kept for d in dreams)
+        slots = [*slots, Slot(*place, nights, names, len(experience.train), count, path)]
+    untested = "" if before is not None else "nothing of the past was held out to judge it by"
+    night = metrics.Night(cycle, today, "committed", untested)
     kept_new = [d for d in new_dreams if d.kept]
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
 
@@ -189,7 +206,14 @@ def free_slots(memory: Memory, level: int) -> list[int]:
 
 
 def make_room(
-    world: World, name: str, cycle: int, params: Tree, memory: Memory, slots: list[Slot], level: int = 0
+    world: World,
+    name: str,
+    cycle: int,
+    params: Tree,
+    memory: Memory,
+    slots: list[Slot],
+    variant: Variant,
+    level: int = 0,
 ) -> tuple[Memory, list[Slot], str]:
     """Sees to it that a level has a slot to fill beside the one kept for merging.
 
@@ -206,7 +230,7 @@ def make_room(
     L, E = memory.active_LE.shape
     target = min(level + 1, L - 1)
     if target != level:
-        memory, slots, reason = make_room(world, name, cycle, params, memory, slots, target)
+        memory, slots, reason = make_room(world, name, cycle, params, memory, slots, variant, target)
         if reason:
             return memory, slots, reason
     moved = [s for s in slots if s.level == level]
@@ -222,6 +246,8 @@ def make_room(
     none = Experience("", (), (), ())
     of_the_past = config.without_the_day()
     dreams, _ = dream(world, params, memory, past, nobody, none, cycle, of_the_past)
+    file = f"merge-{cycle:02d}-{level + 1}"
+    path = write_dreams(world, file, cycle, [d for _, ds in dreams for d in ds])
     merging = {n for s in moved for n in s.experiences}
     old = Taught.split([d for d in dreams if not merging & set(d[0].knows)], config.held_out, cycle)
     new = Taught.split([d for d in dreams if merging & set(d[0].knows)], config.held_out, cycle)
@@ -232,13 +258,14 @@ def make_room(
     for s in moved:
         mask[s.level, s.index] = True
     student = memory_lib.with_active(memory_lib.rest(memory), memory.active_LE & ~mask)
-    seeding = seed(world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, Variant())
+    seeding = seed(world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, variant)
     merged = Slot(
         *place,
         nights,
         tuple(e for s in moved for e in s.experiences),
         sum(s.documents for s in moved),
-        sum(s.dreams for s in moved),
+        sum(d.kept for _, ds in dreams for d in ds),
+        path,
     )
     after = memory_lib.clear_slots(dataclasses.replace(seeding.memory, fast=memory.fast), mask)
     held_out = [*old.held_out, *new.held_out]
@@ -274,14 +301,18 @@ def rewarded(
 
 
 def write_dreams(
-    world: World, cycle: int, dreams: Sequence[Dream], rewards: Mapping[Dream, float] = MappingProxyType({})
-) -> None:
-    """dreams/night-NN.jsonl: what was dreamt, by whom, kept or why not; of those held out, how the sleeper
-    retells them.
+    world: World,
+    name: str,
+    cycle: int,
+    dreams: Sequence[Dream],
+    rewards: Mapping[Dream, float] = MappingProxyType({}),
+) -> str:
+    """dreams/<name>.jsonl: what was dreamt, by whom, kept or why not; of those held out, how the sleeper
+    retells them. Returns its path in the life's directory.
     """
-    metrics.write_dreams(
+    return metrics.write_dreams(
         world.workdir,
-        cycle,
+        name,
         (
             metrics.Dream(
                 night=cycle,

@@ -196,6 +196,7 @@ def _judge(
             fresh,
             max_new=config.answer_max_new,
             batch_size=config.batch_size,
+            whole=True,
         )
 
     answers = ask(self_)
@@ -234,8 +235,8 @@ def day_at_hand(
 ) -> list[Dream]:
     """The day's inputs as prompts, with the awake self's own answers; the day's answers are not looked at.
 
-    An answer that is blank, no text, or makes the dream longer than `longest` tokens (as in `recall`) cannot
-    be taught.
+    An answer that is blank, no text, did not end, or makes the dream longer than `longest` tokens (as in
+    `recall`) cannot be taught.
     """
     longest = longest or model.config.max_len - config.answer_max_new
     pairs = list(dict.fromkeys(e.prompt for e in documents if e.prompt))
@@ -247,6 +248,7 @@ def day_at_hand(
         [Example(p, "?") for p in pairs],
         max_new=config.answer_max_new,
         batch_size=config.batch_size,
+        whole=True,
     )
     dreams = []
     for example in map(Example, pairs, answers):

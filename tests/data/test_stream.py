@@ -33,6 +33,19 @@ def test_divide_names_the_numbers_that_disagree():
         stream.divide([group("a")], 0.5, 0, "groups")
 
 
+def test_what_is_told_of_a_stream_changes_with_every_word_of_it():
+    first = stream.divide([group(name) for name in "ab"], 0.5, 0, "groups")
+    day = first.days[0]
+    other = dataclasses.replace(day, test=(Example(day.test[0].prompt, "x"), *day.test[1:]))
+    told = stream.told(first)
+    assert [t.split(" (")[0] for t in told] == [
+        f"birth of {len(first.birth.train)}",
+        f"b of {len(day.train)}",
+    ]
+    changed = stream.told(stream.Stream(first.birth, (other,)))
+    assert changed[0] == told[0] and changed[1] != told[1] and told == stream.told(first)
+
+
 @pytest.mark.parametrize(("wrong", "right"), [("biografies", "biographies"), ("clinc", "clinc150")])
 def test_unknown_source_suggests_the_nearest(wrong, right):
     with pytest.raises(ValueError, match=f"source='{wrong}'.*did you mean '{right}'"):

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from equality import bit_equal
+from slots import read_slot
 
 from sleep_jax import optim, partition, steps
 from sleep_jax.data import encoding
@@ -289,7 +290,7 @@ def pupil(bed):
     objective = consolidate.objective(bed.model, SeedConfig(alpha=1.0), consolidate.into_slot(0, 2))
     kl = jax.jit(lambda slot, frozen, rows: objective.totals(slot, frozen, {"lesson": rows}, None)[0]["kl"])
     masked = memory_lib.forget_day(bed.memory)
-    slot = memory_lib.read_slot(bed.memory, 0, 3)
+    slot = read_slot(bed.memory, 0, 3)
     return types.SimpleNamespace(
         objective=objective, kl=kl, masked=masked, frozen=(bed.params, masked), slot=slot
     )
@@ -438,7 +439,7 @@ def test_nothing_but_the_slot_moves(seeded, bed):
     params, written = consolidate.into_slot(0, 2)(seeded.masked.slot, bed.params, student)
     assert params is bed.params and written.fast is student.fast
     for e in range(4):
-        moved = bit_equal(memory_lib.read_slot(written, 0, e), memory_lib.read_slot(student, 0, e))
+        moved = bit_equal(read_slot(written, 0, e), read_slot(student, 0, e))
         assert bool(moved) == (e == 2)
     assert written.active_LE.tolist() == [[True, False, True, False]]
 
