@@ -1,7 +1,6 @@
 """The state of a life between two phases, and the boundaries that it can be taken up from."""
 
 import dataclasses
-import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -76,10 +75,9 @@ def claim(workdir: str | os.PathLike, of: Mapping[str, Sequence[str]]) -> None:
     """
     for meta in checkpoint.metas(workdir):
         for key, now in of.items():
-            pairs = itertools.zip_longest(meta["of"][key], now[: len(meta["of"][key])])
-            if differ := [
-                f"{there} there, {here or 'nothing'} now" for there, here in pairs if there != here
-            ]:
+            there = meta["of"][key]
+            here = [*now, *["nothing"] * len(there)][: len(there)]
+            if differ := [f"{a} there, {b} now" for a, b in zip(there, here, strict=True) if a != b]:
                 raise checkpoint.CheckpointError(
                     f"{workdir} holds the checkpoints of another life, {key}: {'; '.join(differ)}. Choose "
                     "another --workdir, or set back config.method, config.seed or the data "
