@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import typing
 
 import pytest
@@ -98,6 +99,64 @@ def test_a_value_of_another_type_is_named_with_its_key(values, said):
 def test_settings_that_disagree_are_named_with_both_values(values, said):
     with pytest.raises(ValueError, match=said):
         settings.load(values)
+
+
+def nested(key, value):
+    """The mapping in which one dotted key is set."""
+    for group in reversed(key.split(".")):
+        value = {group: value}
+    return value
+
+
+LEAST = {
+    "": {"seed": 0, "seeds": 1, "vocab_size": 1, "row_length": 1, "answer_tokens": 1, "eval_batch": 4}
+    | {"checkpoint_every": 1, "log_every": 1},
+    "stream.": {"seed": 0, "days": 0, "people_at_birth": 1, "people_per_day": 1, "attributes": 1},
+    "model.": {"vocab_size": 1, "width": 1, "layers": 1, "heads": 1, "kv_heads": 1, "ff": 1, "max_len": 1}
+    | {"head_size": 2, "unroll": 1, "norm_eps": 0.0},
+    "memory.": {"slow_levels": 1, "rank": 1},
+    "birth.": {"epochs": 1, "batch_rows": 1},
+    "wake.": {"passes": 1},
+    "sleep.": {"steps": 1, "batch_rows": 1, "validate_every": 1, "patience": 1, "margin": 0.0}
+    | {"day_in_context": 0, "old_dreams": 0, "new_dreams": 0},
+    "sleep.seed.": {"kl_clip": 0.0, "prompt_weight": 0.0, "routing": 0.0},
+    "sleep.recall.": {"max_new": 1, "rounds": 1, "surplus": 1.0, "batch_size": 1, "answer_max_new": 1},
+    "sleep.imitate.": {"z0": 0, "max_new": 1, "refresh": 1},
+    "baseline.": {"batch_rows": 1, "replay_buffer": 1, "ewc_examples": 1, "gradient_tokens": 0}
+    | {"ewc_strength": 0.0},
+}
+BOUNDS = {group + key: least for group, keys in LEAST.items() for key, least in keys.items()}
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *((key, least - 1) for key, least in BOUNDS.items()),
+        ("sleep.margin", float("nan")),
+        ("model.head_size", 0),
+        ("model.head_size", 7),
+        ("model.rope_theta", 0.0),
+        ("model.param_dtype", "flot32"),
+        ("model.compute_dtype", "int32"),
+        ("method", ""),
+        ("method", " , "),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_by_its_key(key, value):
+    with pytest.raises(ValueError, match=rf"(?<![\w.]){re.escape(f'{key}={value!r}')}"):
+        settings.load(nested(key, value))
+
+
+@pytest.mark.parametrize("key", [key for key, least in BOUNDS.items() if not least] + ["eval_batch"])
+def test_the_least_value_is_accepted(key):
+    settings.load(nested(key, BOUNDS[key]))
+
+
+@pytest.mark.parametrize("key, value", [("weight_decay", -0.1), ("final", -0.1), ("b2", 1.0)])
+def test_an_optimiser_is_named_by_its_group(key, value):
+    for group in ("birth", "sleep", "baseline"):
+        with pytest.raises(ValueError, match=rf"config.{group}.optim: {key}={value} "):
+            settings.load({group: {"optim": {key: value}}})
 
 
 def leaves(cls, prefix=""):

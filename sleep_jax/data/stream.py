@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 
+from sleep_jax.bounds import at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -61,11 +63,7 @@ class StreamConfig:
     tfds_splits: tuple[str, str, str] = ("train[:90%]", "train[90%:]", "test")
 
     def __post_init__(self):
-        for key, least in (
-            ("seed", 0), ("days", 0), ("people_at_birth", 1), ("people_per_day", 1), ("attributes", 1),
-        ):  # fmt: skip
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
+        at_least(self, "stream.", seed=0, days=0, people_at_birth=1, people_per_day=1, attributes=1)
         if not 0 <= self.birth_fraction <= 1:
             raise ValueError(f"birth_fraction={self.birth_fraction} must lie between 0 and 1")
         if self.probes not in ("test", "valid"):
