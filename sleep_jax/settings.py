@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sleep_jax.bounds import at_least
 from sleep_jax.data.stream import StreamConfig
+from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
 from sleep_jax.optim import OptimConfig
 from sleep_jax.partition import MeshConfig
@@ -104,7 +105,11 @@ class BaselineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that one command needs."""
+    """Everything that one command needs.
+
+    Raises:
+      ValueError: a value outside its range, or two settings that disagree.
+    """
 
     method: str = "sleep"  # one method, or several separated by commas; the first is the main one
     seed: int = 0
@@ -152,6 +157,18 @@ class Config:
             raise ValueError(
                 f"memory.periods[0]={self.memory.periods[0]} is not a multiple of row_length="
                 f"{self.row_length}: a waking chunk is whole rows"
+            )
+        if len(self.wake.lr) != len(self.memory.periods):
+            raise ValueError(
+                f"wake.lr={self.wake.lr} has {len(self.wake.lr)} entries for the {len(self.memory.periods)} "
+                f"levels of memory.periods={self.memory.periods}"
+            )
+        memory_lib.levels(self.model, self.memory)  # raises where a level would own nothing
+        if self.sleep.day_in_context and self.row_length >= self.model.max_len:
+            raise ValueError(
+                f"sleep.day_in_context={self.sleep.day_in_context} puts documents before a row, but "
+                f"row_length={self.row_length} fills model.max_len={self.model.max_len}: lower the one or "
+                "raise the other"
             )
 
 

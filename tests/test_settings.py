@@ -23,7 +23,7 @@ def test_values_arrive_where_they_belong():
             "memory": {"periods": [64, 128], "reading": "width"},
             "birth": {"optim": {"lr": 0.5}},
             "sleep": {"margin": 1, "day_at_hand": False, "optim": {"clip": 2}},
-            "wake": {"lr": 0.25},
+            "wake": {"lr": [0.25, 1]},
         }
     )
     assert (config.seed, config.method) == (7, "sleep,sequential")
@@ -33,7 +33,7 @@ def test_values_arrive_where_they_belong():
     # What a group leaves out keeps the default of that very group, which is not that of its class.
     assert config.birth.optim == dataclasses.replace(Config().birth.optim, lr=0.5) != OptimConfig(lr=0.5)
     assert config.sleep.optim == dataclasses.replace(Config().sleep.optim, clip=2.0) != OptimConfig(clip=2.0)
-    assert config.wake.lr == (0.25,)
+    assert config.wake.lr == (0.25, 1.0)
     touched = {"seed", "method", "memory", "birth", "sleep", "wake"}
     for field in dataclasses.fields(Config):
         if field.name not in touched:
@@ -93,6 +93,18 @@ def test_a_value_of_another_type_is_named_with_its_key(values, said):
         ({"sleep": {"optim": {"lr": -1.0}}}, r"config.sleep.optim: lr=-1.0"),
         ({"row_length": 65, "memory": {"periods": (130,)}}, r"row_length=65 exceeds model.max_len=64"),
         ({"row_length": 48}, r"memory.periods\[0\]=512 is not a multiple of row_length=48"),
+        (
+            {"memory": {"periods": (64, 128)}, "wake": {"lr": 0.5}},
+            r"wake.lr=\(0.5,\) has 1 entries for the 2 levels of memory.periods=\(64, 128\)",
+        ),
+        (
+            {"memory": {"periods": (64, 128)}, "wake": {"lr": (1, 1)}, "model": {"layers": 1}},
+            r"memory.periods=\(64, 128\) names 2 levels but only 1 of 1 layers are theirs \(model.layers",
+        ),
+        (
+            {"sleep": {"day_in_context": 2}},
+            r"sleep.day_in_context=2 .* row_length=64 fills model.max_len=64",
+        ),
         ({"checkpoint_every": 97}, r"checkpoint_every=97 is not a multiple of sleep.imitate.refresh=8"),
     ],
 )
