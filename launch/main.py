@@ -5,6 +5,7 @@ python -m launch.main [--config=configs/tiny.py] [--workdir=DIR] [--config.KEY=V
 
 import os
 import sys
+import threading
 
 from absl import app, flags, logging
 
@@ -32,9 +33,11 @@ def main(argv):
     )
     try:
         life.run(settings.load(CONFIG.value.to_dict()), WORKDIR.value)
-    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):
             raise
+        # Event files that are still open may fail at exit as well, each with a traceback of its own.
+        sys.unraisablehook = threading.excepthook = lambda _: None
         sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")
 
 
