@@ -32,7 +32,7 @@ def main(argv):
     )
     try:
         life.run(settings.load(CONFIG.value.to_dict()), WORKDIR.value or f"runs/{options.name(CONFIG)}")
-    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")

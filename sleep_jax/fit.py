@@ -18,6 +18,14 @@ from sleep_jax.settings import Config
 from sleep_jax.steps import Step
 from sleep_jax.types import Model, Tree
 
+# By the first word of a phase, the key to lower when its loss is not finite.
+RATES = {
+    "birth": "birth.optim.lr",
+    "wake": "wake.lr",
+    "sleep": "sleep.optim.lr",
+    "train": "baseline.optim.lr",
+}
+
 
 @dataclasses.dataclass
 class Account:
@@ -129,9 +137,10 @@ def fit(
       The state after the last step, and what is to be said of the run: steps and the best held-out loss.
 
     Raises:
-      FloatingPointError: the loss or a gradient is not finite.
+      FloatingPointError: the loss or a gradient is not finite; names the learning rate to lower.
     """
     c, partitioner, name = world.config, world.partitioner, phase.split("-", 1)[1]
+    rate = RATES.get(name.split("-")[0], "the learning rate")
     # The step donates its state, and what is handed in may live on elsewhere (as part of `frozen`, for one).
     state, frozen = partitioner.put(jax.tree.map(jnp.copy, state)), partitioner.put(frozen)
     best, best_loss, stale, done = fetch(state.params) if early else (), float("inf"), 0, 0
@@ -153,7 +162,7 @@ def fit(
     def log(step, values, shown):
         scalars = {k: float(m.value()) for k, m in values.items()} | shown
         if not all(np.isfinite(v) for v in scalars.values()):
-            raise FloatingPointError(f"{phase} step {step}: not finite: {scalars}")
+            raise FloatingPointError(f"{phase} step {step}: not finite: {scalars}: lower {rate}")
         world.writer.write(name, cycle, step, scalars)
 
     def save(step):
@@ -189,7 +198,9 @@ def fit(
             if look:
                 loss = early.loss(state.params)
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"{phase} step {step}: the held-out loss is {loss}")
+                    raise FloatingPointError(
+                        f"{phase} step {step}: the held-out loss is {loss}: lower {rate}"
+                    )
                 world.writer.write(name, cycle, step, {"held_out_kl": loss})
                 if loss < best_loss:
                     best, best_loss, stale = fetch(state.params), loss, 0

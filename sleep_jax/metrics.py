@@ -27,7 +27,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +274,8 @@ class MetricsWriter:
         _cut(self._workdir / "timings.jsonl", None)
         self._metrics = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
         self._timings = (self._workdir / "timings.jsonl").open("a", encoding="utf-8")
-        self._boards: dict[tuple[str, int], tensorboardX.SummaryWriter] = {}
+        # tensorboardX's SummaryWriter writes in a thread, whose queue stops the life when the disk is full.
+        self._boards: dict[tuple[str, int], EventsWriter] = {}
 
     def position(self) -> int:
         """Number of lines in metrics.jsonl; belongs into the checkpoint."""
@@ -310,7 +313,9 @@ class MetricsWriter:
         board = self._board(phase, int(cycle), int(step))
         for name, value in values.items():
             if math.isfinite(value):  # TensorBoard has no place for others, and warns.
-                board.add_scalar(f"{phase}/{name}", value, int(step))
+                summary = scalar(f"{phase}/{name}", value)
+                board.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
+        board.flush()
 
     def time(self, phase: str, cycle: int, seconds: float, **info: Any) -> None:
         """Logs what took how long."""
@@ -324,19 +329,19 @@ class MetricsWriter:
         yield
         self.time(phase, cycle, time.perf_counter() - started)
 
-    def _board(self, phase: str, cycle: int, step: int) -> tensorboardX.SummaryWriter:
+    def _board(self, phase: str, cycle: int, step: int) -> EventsWriter:
         """The event file of a phase, opened at its first step in this process; other cycles' are closed."""
         if (phase, cycle) not in self._boards:
             for key in [key for key in self._boards if key[1] != cycle]:
                 self._boards.pop(key).close()
-            # purge_step hides what an interrupted process had logged from this step on. The suffix keeps
-            # files of the same second apart, which tensorboardX would name alike and overwrite.
-            self._boards[phase, cycle] = tensorboardX.SummaryWriter(
-                str(self._workdir / "tb" / f"{cycle:02d}-{phase.replace('/', '-')}"),
-                purge_step=step,
-                flush_secs=20,
-                filename_suffix=f".{self._position}",
-            )
+            folder = self._workdir / "tb" / f"{cycle:02d}-{phase.replace('/', '-')}"
+            folder.mkdir(parents=True, exist_ok=True)
+            # The suffix keeps files of the same second apart, which tensorboardX would name alike and
+            # overwrite. A start hides what an interrupted process had logged from this step on.
+            board = EventsWriter(str(folder / "events"), f".{self._position}")
+            start = SessionLog(status=SessionLog.START)
+            board.write_event(Event(wall_time=time.time(), step=step, session_log=start))
+            self._boards[phase, cycle] = board
         return self._boards[phase, cycle]
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import optax
 
+from sleep_jax.bounds import at_least
 from sleep_jax.types import Tree
 
 
@@ -28,6 +29,9 @@ class OptimConfig:
             raise ValueError(f"lr={self.lr} and clip={self.clip} of an optimiser must be positive")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps and must be in [0, 1)")
+        if not 0 <= self.b2 < 1:
+            raise ValueError(f"b2={self.b2} is not in [0, 1)")
+        at_least(self, "", final=0, weight_decay=0)
 
 
 def _matrices(params: Tree) -> Tree:

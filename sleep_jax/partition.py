@@ -131,10 +131,12 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
         )
     for i, axis in enumerate(axes):
         if axis is not None and shape[i] % sizes[axis]:
+            of_words = path.rpartition("_")[2][i] == "V"
+            size = "the tokenizer's size (vocab_size)" if of_words else "the size in config.model"
             raise ValueError(
                 f"{path} {list(shape)}: dimension {i} of size {shape[i]} does not divide over "
                 f'{sizes[axis]} devices of mesh axis "{axis}": change config.mesh.{axis}={sizes[axis]} '
-                "or the size in config.model so that one divides the other"
+                f"or {size} so that one divides the other"
             )
     return P(*axes)
 

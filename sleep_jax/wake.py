@@ -85,22 +85,14 @@ def make(model: Model, config: WakeConfig, chunks: int):
 
     Args:
       model: its `memory_config` says which weights are written how often.
-      config: how.
+      config: how, with one learning rate per level.
       chunks: length of the day, over which the rates fall.
 
     Returns:
       The step. `frozen` is `(params, memory)`, whose own fast level is not read; metrics are the loss, the
       norm of the fastest level's mean gradient before clipping, and the writes of each level so far.
-
-    Raises:
-      ValueError: the number of learning rates is not the number of levels.
     """
     periods = model.memory_config.periods
-    if len(config.lr) != len(periods):
-        raise ValueError(
-            f"wake.lr={config.lr} has {len(config.lr)} entries for the {len(periods)} levels of "
-            f"memory.periods={periods}"
-        )
     level_NF = memory_lib.levels(model.config, model.memory_config)
     owner = {"gate_NDF": level_NF[:, None], "up_NDF": level_NF[:, None], "down_NFD": level_NF[:, :, None]}
     lr_L = jnp.array(config.lr, jnp.float32)
@@ -163,14 +155,5 @@ def make(model: Model, config: WakeConfig, chunks: int):
 
 
 def rows_per_chunk(model: Model, row_length: int) -> int:
-    """Rows of a batch that make one chunk of C_1 positions.
-
-    Raises:
-      ValueError: the rows do not fill the period.
-    """
-    period = model.memory_config.periods[0]
-    if period % row_length:
-        raise ValueError(
-            f"memory.periods[0]={period} is not a multiple of row_length={row_length}: a chunk is whole rows"
-        )
-    return period // row_length
+    """Rows of a batch that make one chunk of C_1 positions, a multiple of `row_length`."""
+    return model.memory_config.periods[0] // row_length

@@ -96,16 +96,16 @@ def world(path):
     return fit.World(lives.config(), 0, path, None, None, None, part, writer, account)
 
 
-def toy(path, losses, count=8):
-    """Runs a fit whose held-out losses are given; returns what it says and the lines that it wrote."""
+def toy(path, losses, count=8, phase="001-toy", x=1.0):
+    """Runs a fit from x whose held-out losses are given; returns what it says and the lines that it wrote."""
     from sleep_jax.data import pipeline
 
     given = iter(losses)
-    state = TrainState(jnp.int32(0), {"x_L": jnp.ones(1)}, ())
+    state = TrainState(jnp.int32(0), {"x_L": jnp.full(1, x)}, ())
     batches = pipeline.batches(np.arange(8), 2, 0, epochs=None)
     early = fit.Early(lambda params: next(given), every=2, patience=1)
     here = world(path)
-    trained, report = fit.fit(here, "001-toy", 1, Toy().step, state, None, batches, count, early=early)
+    trained, report = fit.fit(here, phase, 1, Toy().step, state, None, batches, count, early=early)
     return float(trained.params["x_L"][0]), report, (path / "metrics.jsonl").read_text()
 
 
@@ -123,9 +123,22 @@ TOY = {
 }
 
 
-def test_a_held_out_loss_that_is_not_finite_is_told(tmp_path):
-    with pytest.raises(FloatingPointError, match="001-toy step 4: the held-out loss is nan"):
-        toy(tmp_path, [1.0, float("nan")])
+@pytest.mark.parametrize(
+    "phase, rate",
+    [
+        ("000-birth", "birth.optim.lr"),
+        ("001-wake", "wake.lr"),
+        ("001-sleep", "sleep.optim.lr"),
+        ("012-sleep-merge0", "sleep.optim.lr"),
+        ("001-train", "baseline.optim.lr"),
+    ],
+)
+def test_what_is_not_finite_is_told_with_the_rate_to_lower(tmp_path, phase, rate):
+    with pytest.raises(FloatingPointError, match=f"^{phase} step 4: the held-out loss is nan: lower {rate}$"):
+        toy(tmp_path / "look", [1.0, float("nan")], phase=phase)
+    said = rf"^{phase} step 1: not finite: {{'loss': nan}}: lower {rate}$"
+    with pytest.raises(FloatingPointError, match=said):
+        toy(tmp_path / "loss", [1.0], phase=phase, x=float("nan"))
 
 
 def test_what_a_resumed_process_repeats_is_not_written_twice(tmp_path):

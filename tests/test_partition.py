@@ -238,7 +238,14 @@ def test_a_dimension_that_does_not_divide_is_named(axis, dimension):
     with pytest.raises(ValueError) as error:
         Partitioner(MeshConfig(**{axis: 4})).put(tree)
     assert f"attn/k_NDJK [2, 6, 6, 4]: dimension {dimension} of size 6" in str(error.value)
-    assert f"config.mesh.{axis}=4" in str(error.value)
+    assert f"config.mesh.{axis}=4 or the size in config.model" in str(error.value)
+
+
+@pytest.mark.parametrize("path, shape", [("mu/embed/table_VD", (6, 4)), ("head/kernel_DV", (4, 6))])
+def test_the_number_of_words_is_the_tokenizers(path, shape):
+    said = r"of size 6 .* config.mesh.model=4 or the tokenizer's size \(vocab_size\)"
+    with pytest.raises(ValueError, match=said):
+        spec(path, shape, {"data": 1, "fsdp": 4, "model": 4})
 
 
 FSDP_MODEL = {

@@ -221,17 +221,8 @@ def test_a_chunk_lived_on_eight_devices_is_the_chunk_lived_on_one(mesh, lived, o
     assert on_one_device[0].fast["up_NDF"][0].any()
 
 
-def test_as_many_rates_as_levels(setting):
-    with pytest.raises(
-        ValueError, match=r"wake.lr=\(1.0,\) has 1 entries for the 3 levels of memory.periods=\(16"
-    ):
-        wake.make(setting(), wake.WakeConfig(), CHUNKS)
-
-
 def test_a_chunk_is_whole_rows(setting):
     assert wake.rows_per_chunk(setting(), 8) == 2
-    with pytest.raises(ValueError, match=r"memory.periods\[0\]=16 is not a multiple of row_length=6"):
-        wake.rows_per_chunk(setting(), 6)
 
 
 @pytest.mark.parametrize(

@@ -194,15 +194,15 @@ def load(config: StreamConfig) -> Stream:
       ValueError: when more people or attributes are asked for than there are.
     """
     if config.attributes > len(ATTRIBUTES):
-        raise ValueError(f"attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower attributes")
+        raise ValueError(f"stream.attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower it")
     days = config.days or DAYS
     sizes = [config.people_at_birth] + [config.people_per_day] * days
     capacity = len(FIRST_NAMES) * len(LAST_NAMES)
     if sum(sizes) > capacity:
         raise ValueError(
-            f"{config.people_at_birth} people at birth and {days} days with "
-            f"{config.people_per_day} make {sum(sizes)}, but there are {capacity} names: "
-            "lower people_at_birth, people_per_day or days"
+            f"stream.people_at_birth={config.people_at_birth} and {days} days (stream.days) with "
+            f"stream.people_per_day={config.people_per_day} make {sum(sizes)}, but there are {capacity} "
+            "names: lower one of the three"
         )
     rng = np.random.default_rng(config.seed)
     names = _names(rng, capacity)

@@ -11,6 +11,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from sleep_jax.bounds import at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -63,17 +65,15 @@ class StreamConfig:
     tfds_splits: tuple[str, str, str] = ("train[:90%]", "train[90%:]", "test")
 
     def __post_init__(self):
-        for key, least in (
-            ("seed", 0), ("days", 0), ("people_at_birth", 1), ("people_per_day", 1), ("attributes", 1),
-        ):  # fmt: skip
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
+        at_least(self, "stream.", seed=0, days=0, people_at_birth=1, people_per_day=1, attributes=1)
         if not 0 <= self.birth_fraction <= 1:
-            raise ValueError(f"birth_fraction={self.birth_fraction} must lie between 0 and 1")
+            raise ValueError(f"stream.birth_fraction={self.birth_fraction} must lie between 0 and 1")
         if self.probes not in ("test", "valid"):
-            raise ValueError(f"probes={self.probes!r} is neither 'test' nor 'valid'")
+            raise ValueError(f"stream.probes={self.probes!r} is neither 'test' nor 'valid'")
         if len(self.tfds_splits) != 3:
-            raise ValueError(f"tfds_splits={self.tfds_splits!r} must name three splits: train, valid, test")
+            raise ValueError(
+                f"stream.tfds_splits={self.tfds_splits!r} must name three splits: train, valid, test"
+            )
 
 
 def load(config: StreamConfig) -> Stream:
@@ -100,7 +100,7 @@ def load(config: StreamConfig) -> Stream:
     }
     if config.source not in sources:
         raise ValueError(
-            f"source={config.source!r} is not a source of data{did_you_mean(config.source, sources)}; "
+            f"stream.source={config.source!r} is not a source of data{did_you_mean(config.source, sources)}; "
             f"there are {', '.join(sources)}"
         )
     stream = sources[config.source](config)
@@ -157,8 +157,8 @@ def divide(groups: Sequence[Experience], birth_fraction: float, days: int, what:
     left = len(groups) - born
     if days > left:
         raise ValueError(
-            f"days={days}, but {what} leave {left} after birth ({born} of {len(groups)} are known at birth, "
-            f"birth_fraction={birth_fraction}); lower days or birth_fraction"
+            f"stream.days={days}, but {what} leave {left} after birth ({born} of {len(groups)} are known at "
+            f"birth, stream.birth_fraction={birth_fraction}); lower one of the two"
         )
     return Stream(merge("birth", groups[:born]), tuple(groups[born : born + (days or left)]))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import partition
+from sleep_jax.bounds import at_least
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -43,8 +44,7 @@ class SeedConfig:
     forced: float = 0.5  # share of the steps with the fresh slot open whatever its router says
 
     def __post_init__(self):
-        if self.routing < 0:
-            raise ValueError(f"sleep.seed.routing={self.routing} must not be negative")
+        at_least(self, "sleep.seed.", kl_clip=0, prompt_weight=0, routing=0)
         if self.temperature <= 0:
             raise ValueError(f"sleep.seed.temperature={self.temperature} must be above 0")
         for key in ("beta", "alpha", "on_policy", "forced"):

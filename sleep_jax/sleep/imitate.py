@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import evals, partition, rng, rollout
+from sleep_jax.bounds import at_least
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -38,6 +39,7 @@ class ImitateConfig:
     refresh: int = 8  # steps that share one round of sampling
 
     def __post_init__(self):
+        at_least(self, "sleep.imitate.", z0=0, max_new=1, refresh=1)
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"sleep.imitate.gamma={self.gamma} is not in [0, 1]")
         if self.samples < 2:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sleep_jax import evals, rng, rollout
+from sleep_jax.bounds import at_least
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -58,13 +59,11 @@ class RecallConfig:
     per_answer: float = 3.0  # most dreams of one answer, in even shares over the answers dreamt
 
     def __post_init__(self):
+        at_least(self, "sleep.recall.", max_new=1, rounds=1, surplus=1, batch_size=1, answer_max_new=1)
         if self.temperature <= 0:
             raise ValueError(
                 f"sleep.recall.temperature={self.temperature} must be above 0: at 0 all dreams are the same"
             )
-        for key in ("rounds", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"sleep.recall.{key}={getattr(self, key)} must be at least 1")
 
 
 def recall(

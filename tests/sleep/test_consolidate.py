@@ -169,7 +169,7 @@ def test_without_practice_the_teachers_dreams_are_all(case):
 def test_a_weight_outside_its_range_is_named(key):
     with pytest.raises(ValueError, match=rf"sleep.seed.{key}=1.5 is not in \[0, 1\]"):
         SeedConfig(**{key: 1.5})
-    with pytest.raises(ValueError, match="sleep.seed.routing=-1 must not be negative"):
+    with pytest.raises(ValueError, match="sleep.seed.routing=-1 must be at least 0"):
         SeedConfig(routing=-1)
     with pytest.raises(ValueError, match="sleep.seed.temperature=0 must be above 0"):
         SeedConfig(temperature=0)
