@@ -93,7 +93,7 @@ def world(path):
     account = fit.Account()
     part = partition.Partitioner(partition.MeshConfig(), jax.devices()[:1])
     writer = metrics.MetricsWriter(path, life.phases.position(path))
-    return fit.World(lives.config(), 0, path, None, None, None, part, writer, account)
+    return fit.World(lives.config(), 0, path, None, None, None, part, writer, account, {})
 
 
 def toy(path, losses, count=8, phase="001-toy", x=1.0):
@@ -259,7 +259,7 @@ def test_a_life_does_not_go_on_with_other_data(intents, tmp_path, monkeypatch):
         life.run(config, str(root))
     file = intents / "clinc150" / "data_full.json"
     file.write_text(file.read_text().replace("do boil the egg", "will you boil the egg"))
-    refused(config, root, checkpoint.CheckpointError, r"data: birth of 8 \(.* there, birth of 8 \(.* now")
+    refused(config, root, checkpoint.CheckpointError, r"data: birth of 12 \(.* there, birth of 12 \(.* now")
     file.write_text(file.read_text().replace("will you boil the egg", "do boil the egg"))
     with pytest.raises(Lived):
         life.run(config, str(root))
@@ -338,10 +338,9 @@ def test_what_cannot_be_lived_is_found_before_birth_and_the_directory_takes_what
         life.run(lives.config(), str(tmp_path))
 
 
-def test_answers_that_do_not_fit_are_told_of(born, tmp_path, monkeypatch, capsys):
-    config = lives.config(birth={"checkpoint": str(born)}, answer_tokens=2)
-    life.birth(config, 0, tmp_path, stream.load(config.stream))
-    said = capsys.readouterr().out
-    assert "birth: " in said and "answers do not fit into answer_tokens=2 tokens" in said
-    life.birth(lives.config(birth={"checkpoint": str(born)}), 0, tmp_path, stream.load(config.stream))
-    assert not capsys.readouterr().out
+def test_answers_that_do_not_fit_are_told_of(born, tmp_path, capsys):
+    for room, said in ((2, "day 1: 2 of 4 answers do not fit into answer_tokens=2 tokens"), (10, None)):
+        config = lives.config(birth={"checkpoint": str(born)}, answer_tokens=room)
+        life.birth(config, 0, tmp_path, stream.load(config.stream))
+        told = capsys.readouterr().out
+        assert said in told if said else "answer_tokens" not in told
