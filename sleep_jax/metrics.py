@@ -48,7 +48,8 @@ class Summary:
     """A finished life in numbers; accuracies in [0, 1], `wall_s` in seconds by phase.
 
     `final_accuracy` is over everything ever learnt, birth included; `tokens` counts source, dreamt, gradient;
-    `questions` is how many each experience, birth included, is asked.
+    `flops` are those of training steps, see `fit.Account`; `questions` is how many each experience, birth
+    included, is asked.
     """
 
     method: str

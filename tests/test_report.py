@@ -125,6 +125,7 @@ def test_every_section_has_its_content(page):
     assert [heading for _, heading, _ in report.SECTIONS] == text["h2"]
     assert "No " not in "".join(text["p"])
     assert {"seed · kl", "Learnt since birth", "sleep · seed 2"} <= set(text["b"])
+    assert "FLOPs of training steps" in text["th"]
 
 
 def test_texts_of_dreams_are_escaped(page):
