@@ -9,8 +9,10 @@ import pytest
 from equality import bit_equal
 
 from sleep_jax import losses, steps
+from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops.masked import masked_mean
 from sleep_jax.partition import MeshConfig, Partitioner
+from sleep_jax.sleep import consolidate
 from sleep_jax.types import Batch, Mean, Memory, Objective, TrainState
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -140,6 +142,7 @@ def single(trained):
 
 MESHES = {
     "data": (MeshConfig(), 1),
+    "data and micro-batched": (MeshConfig(), 2),
     "fsdp": (MeshConfig(fsdp=8), 1),
     "model": (MeshConfig(model=8), 1),
     "mixed": (MeshConfig(data=2, fsdp=2, model=2), 1),
@@ -166,6 +169,68 @@ def test_the_loss_is_the_mean_over_counting_targets(model, grown, single):
         nll.append(np.log(np.exp(logits_BTV[at]).sum()) - logits_BTV[at][batch.targets_BT[at]])
     np.testing.assert_allclose(single[1]["nll"].value(), np.mean(nll), rtol=1e-4)
     assert float(single[1]["nll"].count) == len(nll) == losses.supervised(model).counts(batch)["nll"]
+
+
+# Knowledge Seeding of one slot, with practice, sharded.
+
+PLACE = 1, 2  # level and index of the slot
+
+
+@pytest.fixture(scope="module")
+def seeded(model, grown):
+    """`seeded(partitioner, micro_batches) -> (state, metrics)`: two steps, the slot forced in the second."""
+    params, memory = grown(model)
+    memory = memory_lib.rest(memory_lib.with_active(memory, [[True, False, True], [True, False, False]]))
+    config = consolidate.SeedConfig(alpha=0.6, on_policy=0.5, beta=0.3, forced=0.5)
+    objective = consolidate.objective(model, config, consolidate.into_slot(*PLACE), PLACE)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2, eps=1e-3))
+    keys = [jax.random.key(i) for i in range(2)]
+    assert [bool(jax.random.bernoulli(key, config.forced)) for key in keys] == [False, True]
+
+    rng, rows, T = np.random.default_rng(2), 16, 6
+    sampled_BT = np.tile(np.arange(T) > 2, (rows, 1)).astype(np.float32)
+    sampled_BT[-3:] = 0  # another device than of the lesson's has nothing to count
+    batch = {
+        "lesson": consolidate.Lesson(
+            packed(rows, T), rng.normal(size=(rows, T, 16)).astype(np.float32), np.arange(rows) % 3 == 0
+        ),
+        "practice": consolidate.Practice(
+            tokens_BT=rng.integers(3, 40, (rows, T)).astype(np.int32),
+            sampled_BT=sampled_BT,
+            hidden_BTD=rng.normal(size=(rows, T, 16)).astype(np.float32),
+            advantage_B=rng.normal(size=rows).astype(np.float32),
+        ),
+    }
+
+    def run(partitioner, micro_batches=1):
+        state = partitioner.put(steps.init(optimizer, memory_lib.read_slot(memory, *PLACE)))
+        step = partitioner.compile(steps.make(objective, optimizer, micro_batches))
+        frozen, rows, seen = partitioner.put((params, memory)), partitioner.put_batch(batch), []
+        for key in keys:
+            state, metrics = step(state, frozen, rows, key)
+            seen.append(jax.device_get(metrics))
+        return jax.device_get(state), seen
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def seeded_alone(seeded):
+    return seeded(Partitioner(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("mesh, micro_batches", MESHES.values(), ids=MESHES)
+def test_every_mesh_seeds_the_slot_of_a_single_device(
+    mesh, micro_batches, seeded, seeded_alone, grown, model
+):
+    state, metrics = seeded(Partitioner(mesh), micro_batches)
+    names = {"kl", "kl_on_policy", "imitation", "routing", "open_on_own", "open_on_others", "entropy"}
+    assert metrics[0].keys() == names | {"gradient_norm"}
+    chex.assert_trees_all_close(metrics, seeded_alone[1], rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, seeded_alone[0], rtol=1e-3, atol=1e-4)
+    before = jax.device_get(memory_lib.read_slot(grown(model)[1], *PLACE))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, before)
+    assert min(jax.tree.leaves(moved)) > 1e-3
 
 
 def test_the_state_before_the_first_step_is_zero_steps():
