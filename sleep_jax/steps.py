@@ -38,9 +38,12 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
         rows, rest = divmod(x.shape[0], micro_batches)
         if rest:
             raise ValueError(
-                f"a batch of {x.shape[0]} rows does not divide into {micro_batches} micro-batches"
+                f"a batch of {x.shape[0]} rows (of each device in mode \"map\") does not divide into "
+                f"micro_batches={micro_batches} parts: change one to fit the other"
             )
-        return x.reshape(micro_batches, rows, *x.shape[1:])
+        # Neighbours into different parts: rows are split over devices in blocks, and every device shall have
+        # its share of every part.
+        return x.reshape(rows, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
     def step(state: TrainState, frozen: Tree, batch: Tree, key: Array, *, reduce=lambda tree: tree):
         counts = reduce(objective.counts(batch))
