@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import checkpoint, metrics, rng, terminal
+from sleep_jax import checkpoint, cost, metrics, rng, terminal
 from sleep_jax.data.stream import Stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.partition import Partitioner, fetch
@@ -35,7 +35,8 @@ class Account:
       source: tokens of documents read (each once, however often it was trained on).
       dreamt: tokens sampled.
       gradient: non-padding tokens that a gradient was taken on.
-      flops: of the training steps, by XLA's count.
+      flops: of training steps, as `cost.flops` counts them. What is sampled (dreams, practice, answers), what
+        teachers score, looks at what is held out and the Fisher of EWC are not in it.
     """
 
     source: int = 0
@@ -71,16 +72,7 @@ class World:
     def compile(self, name: str, step, state: Tree, frozen: Tree, batch: Tree, key):
         """The step compiled for the mesh, its cost recorded before it first runs."""
         run = self.partitioner.compile(step)
-        compiled = run.lower(state, frozen, batch, key).compile()
-        cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-        self.costs[name] = {
-            "flops": float(cost.get("flops", 0.0)) * self.partitioner.mesh.size,
-            "bytes": {
-                "argument": memory.argument_size_in_bytes,
-                "output": memory.output_size_in_bytes,
-                "temp": memory.temp_size_in_bytes,
-            },
-        }
+        compiled, self.costs[name] = cost.compiled(run, state, frozen, batch, key)
         metrics.write_memory(self.workdir, self.costs)
         return compiled
 

@@ -51,8 +51,9 @@ class Summary:
 
     `final_accuracy` is over every question on everything ever learnt, birth included. The others are by
     `ops.retention`, every experience alike however many questions it has: `learning_accuracy` over the days,
-    transfer and forgetting over birth and the days. `tokens` counts source, dreamt, gradient; `questions` is
-    how many each experience, birth included, is asked.
+    transfer and forgetting over birth and the days. `tokens` counts source, dreamt, gradient; `flops` are
+    those of training steps, see `fit.Account`; `questions` is how many each experience, birth included, is
+    asked.
     """
 
     method: str

@@ -232,7 +232,7 @@ class Partitioner:
           donate: positions of arguments whose memory the step may reuse.
 
         Returns:
-          `run(state, frozen, batch, key) -> (state, metrics)`, with `run.lower` as `jax.jit` has it. The
+          `run(state, frozen, batch, key) -> (state, metrics)`, with `run.trace` as `jax.jit` has it. The
           state comes back placed as `put` places it, the metrics on every device.
 
         Raises:
@@ -310,9 +310,9 @@ class _OnMesh:
         with jax.set_mesh(self._mesh):
             return self._jitted(*args)
 
-    def lower(self, *args):
+    def trace(self, *args):
         with jax.set_mesh(self._mesh):
-            return self._jitted.lower(*args)
+            return self._jitted.trace(*args)
 
 
 def _nothing(tree: Tree) -> Tree:

@@ -108,7 +108,7 @@ def _methods(runs: Sequence[Run], labels: Labels) -> Html:
 
     costs = [
         *((f"{n} tokens", inner("tokens", n), scaled) for n in ("source", "dreamt", "gradient")),
-        ("FLOPs", scalar("flops"), scaled), ("wall time", wall, duration),
+        ("FLOPs of training steps", scalar("flops"), scaled), ("wall time", wall, duration),
         ("peak memory", scalar("peak_rss_bytes"), functools.partial(scaled, unit="B")),
         ("nights rolled back", rolled_back, "{:.3g}".format),
     ]  # fmt: skip
