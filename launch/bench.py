@@ -163,7 +163,8 @@ class Workbench:
         """Supervised fine-tuning of all weights of the plain decoder."""
         c = self.config.sleep
         optimizer = optim.make(self.config.baseline.optim, c.steps)
-        step, state = steps.make(losses.supervised(self.model), optimizer), steps.init(optimizer, self.params)
+        step = steps.make(losses.supervised(self.model), optimizer, self.config.micro_batches)
+        state = steps.init(optimizer, self.params)
         return self.training("SFT step", step, state, None, self.rows(c.batch_rows))
 
     def seeding_step(self) -> Piece:
@@ -189,7 +190,8 @@ class Workbench:
                 hidden_BTD=self.hidden(own, width),
                 advantage_B=self.draw.normal(size=own).astype(np.float32),
             )
-        step, state = steps.make(objective, optimizer), steps.init(optimizer, slot)
+        step = steps.make(objective, optimizer, self.config.micro_batches)
+        state = steps.init(optimizer, slot)
         return self.training("seeding step", step, state, (self.params, self.student), batch)
 
     def scoring(self) -> Piece:

@@ -119,7 +119,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
         batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)
         optimizer = optim.make(config.birth.optim, count)
-        step = steps.make(losses.supervised(world.model), optimizer)
+        step = steps.make(losses.supervised(world.model), optimizer, config.micro_batches)
         trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, state.params), None, batches, count)
         return dataclasses.replace(state, params=trained.params)
 

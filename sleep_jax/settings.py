@@ -112,6 +112,7 @@ class Config:
     row_length: int = 64  # tokens per packed row
     answer_tokens: int = 16  # most tokens of an answer
     eval_batch: int = 256  # questions answered at once
+    micro_batches: int = 1  # parts that training batches are split in, one after another: memory for time
     checkpoint_every: int = 96  # steps between rolling checkpoints
     log_every: int = 10  # steps between lines of metrics
     stream: StreamConfig = StreamConfig()
@@ -129,6 +130,17 @@ class Config:
                 f"checkpoint_every={self.checkpoint_every} is not a multiple of sleep.imitate.refresh="
                 f"{self.sleep.imitate.refresh}: a checkpoint must fall between two rounds of sampling"
             )
+        if self.micro_batches < 1:
+            raise ValueError(f"micro_batches={self.micro_batches} must be at least 1")
+        rows = {f"{k}.batch_rows": getattr(self, k).batch_rows for k in ("birth", "sleep", "baseline")}
+        if self.sleep.seed.alpha < 1 or self.sleep.seed.on_policy > 0:
+            practice = self.sleep.imitate
+            rows["sleep.imitate.prompts * sleep.imitate.samples"] = practice.prompts * practice.samples
+        for key, count in rows.items():
+            if count % self.micro_batches:
+                raise ValueError(
+                    f"{key}={count} rows do not divide into micro_batches={self.micro_batches} parts"
+                )
         if self.row_length > self.model.max_len:
             raise ValueError(f"row_length={self.row_length} exceeds model.max_len={self.model.max_len}")
         for key, new in {
