@@ -135,7 +135,7 @@ class Workbench:
                 out = compiled(a, b)
             return out
 
-        costs["flops"] *= repeats
+        costs |= {k: repeats * costs[k] for k in ("flops", "xla_flops")}
         return Piece("matmul", f"{repeats} x {dtype} [{m}, {k}] [{k}, {n}]", 0, costs, run)
 
     def training(self, name: str, step: Step, state: Tree, frozen: Tree, batch: Tree) -> Piece:
@@ -163,7 +163,8 @@ class Workbench:
         """Supervised fine-tuning of all weights of the plain decoder."""
         c = self.config.sleep
         optimizer = optim.make(self.config.baseline.optim, c.steps)
-        step, state = steps.make(losses.supervised(self.model), optimizer), steps.init(optimizer, self.params)
+        step = steps.make(losses.supervised(self.model), optimizer, self.config.micro_batches)
+        state = steps.init(optimizer, self.params)
         return self.training("SFT step", step, state, None, self.rows(c.batch_rows))
 
     def seeding_step(self) -> Piece:
@@ -189,7 +190,8 @@ class Workbench:
                 hidden_BTD=self.hidden(own, width),
                 advantage_B=self.draw.normal(size=own).astype(np.float32),
             )
-        step, state = steps.make(objective, optimizer), steps.init(optimizer, slot)
+        step = steps.make(objective, optimizer, self.config.micro_batches)
+        state = steps.init(optimizer, slot)
         return self.training("seeding step", step, state, (self.params, self.student), batch)
 
     def scoring(self) -> Piece:
@@ -357,6 +359,7 @@ def _found(piece: Piece, wall: Sequence[float], cpu: Sequence[float] | None) -> 
         "cpu_seconds": spread(cpu) if cpu else None,
         "tokens_per_s": piece.tokens / seconds["median"] if piece.tokens else None,
         "flops": piece.cost and piece.cost["flops"],
+        "xla_flops": piece.cost and piece.cost["xla_flops"],
         "flops_per_s": piece.cost and piece.cost["flops"] / seconds["median"],
         "bytes": piece.cost and piece.cost["bytes"],
     }
@@ -376,7 +379,8 @@ def show(report: dict[str, Any]) -> None:
 
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     headings = (
-        "step", "works on", "ms (min to max)", "tokens/s", "GFLOP", "GFLOP/s", "of matmul", "by CPU", "MB",
+        "step", "works on", "ms (min to max)", "tokens/s", "GFLOP", "XLA's", "GFLOP/s", "of matmul", "by CPU",
+        "MB",
     )  # fmt: skip
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=True)
@@ -388,6 +392,7 @@ def show(report: dict[str, Any]) -> None:
             f"{median:.1f} ({least:.1f} to {most:.1f})",
             terminal.scaled(f["tokens_per_s"]),
             "–" if f["flops"] is None else f"{f['flops'] / 1e9:.2f}",
+            "–" if f["flops"] is None else f"{f['xla_flops'] / 1e9:.2f}",
             "–" if f["flops"] is None else f"{f['flops_per_s'] / 1e9:.1f}",
             share(f.get("of_matmul")),
             share(f.get("of_matmul_cpu")),
@@ -399,7 +404,8 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     print(
         f"of matmul: of the rate of {report['reference']}, by wall time, and by CPU time of this process\n"
-        "GFLOP: of the matrix products alone; MB: arguments and temporary buffers of the compiled program\n"
+        "GFLOP: of the matrix products, loops as often as they run; XLA's: by its cost analysis of one device, "
+        "loops once\nMB: arguments and temporary buffers of the compiled program\n"
         f"training (SFT step): {share(training['of_matmul'])} of the matmul rate, "
         f"{share(training['of_matmul_cpu'])} by CPU time; wanted: at least {share(GOALS['training'])}\n"
         f"a seeding step costs {seeding['total']:.2f} SFT steps of as many tokens (update "

@@ -62,10 +62,13 @@ def compiled(run: Any, *args: Any, trips: int | None = None) -> tuple[Any, dict[
       trips: as `flops` takes it.
 
     Returns:
-      The compiled function, and {"flops": over all devices, "bytes": {"argument", "output", "temp"} of one}.
+      The compiled function, and {"flops": over all devices, "xla_flops": by XLA's cost analysis of one
+      device, loops taken once, "bytes": {"argument", "output", "temp"} of one}.
     """
     traced = run.trace(*args)
     program = traced.lower().compile()
     memory = program.memory_analysis()
     sizes = {k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "temp")}
-    return program, {"flops": flops(traced, trips), "bytes": sizes}
+    analysis = program.cost_analysis() or {}
+    counted = {"flops": flops(traced, trips), "xla_flops": float(analysis.get("flops", 0.0))}
+    return program, {**counted, "bytes": sizes}

@@ -128,7 +128,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
         batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)
         optimizer = optim.make(config.birth.optim, count)
-        step = steps.make(losses.supervised(world.model), optimizer)
+        step = steps.make(losses.supervised(world.model), optimizer, config.micro_batches)
         trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, state.params), None, batches, count)
         return dataclasses.replace(state, params=trained.params)
 
@@ -145,15 +145,8 @@ def _fits(world: World) -> None:
       ValueError: what is too long, or rows that do not divide over the mesh, with the keys.
     """
     c, tok = world.config, world.tok
-    world.partitioner.check_rows(
-        {
-            "birth.batch_rows": c.birth.batch_rows,
-            "memory.periods[0] / row_length": c.memory.periods[0] // c.row_length,
-            "sleep.batch_rows": c.sleep.batch_rows,
-            "sleep.imitate.prompts * samples": c.sleep.imitate.prompts * c.sleep.imitate.samples,
-            "baseline.batch_rows": c.baseline.batch_rows,
-        }
-    )
+    chunk = {"memory.periods[0] / row_length": c.memory.periods[0] // c.row_length}
+    world.partitioner.check_rows(c.rows() | chunk)
     if c.sleep.imitate.semantic == "judge":
         imitate.yes_and_no(tok)
     most = c.model.max_len

@@ -120,6 +120,7 @@ class Config:
     row_length: int = 64  # tokens per packed row
     answer_tokens: int = 16  # most tokens of an answer
     eval_batch: int = 256  # questions answered at once; a quarter as many rows are scored at once
+    micro_batches: int = 1  # parts that training batches are split in, one after another: memory for time
     checkpoint_every: int = 96  # steps between rolling checkpoints
     log_every: int = 10  # steps between lines of metrics
     stream: StreamConfig = StreamConfig()
@@ -135,12 +136,17 @@ class Config:
         if not self.method.strip(", "):
             raise ValueError(f"method={self.method!r} names no method: name one, or several with commas")
         at_least(self, "", seed=0, seeds=1, vocab_size=1, row_length=1, answer_tokens=1)
-        at_least(self, "", eval_batch=4, checkpoint_every=1, log_every=1)
+        at_least(self, "", eval_batch=4, checkpoint_every=1, log_every=1, micro_batches=1)
         if self.checkpoint_every % self.sleep.imitate.refresh:
             raise ValueError(
                 f"checkpoint_every={self.checkpoint_every} is not a multiple of sleep.imitate.refresh="
                 f"{self.sleep.imitate.refresh}: a checkpoint must fall between two rounds of sampling"
             )
+        for key, count in self.rows().items():
+            if count % self.micro_batches:
+                raise ValueError(
+                    f"{key}={count} rows do not divide into micro_batches={self.micro_batches} parts"
+                )
         if self.row_length > self.model.max_len:
             raise ValueError(f"row_length={self.row_length} exceeds model.max_len={self.model.max_len}")
         for key, new in {
@@ -170,6 +176,14 @@ class Config:
                 f"row_length={self.row_length} fills model.max_len={self.model.max_len}: lower the one or "
                 "raise the other"
             )
+
+    def rows(self) -> dict[str, int]:
+        """Rows of every batch that an optimiser step takes, by the keys that say so."""
+        rows = {f"{k}.batch_rows": getattr(self, k).batch_rows for k in ("birth", "sleep", "baseline")}
+        if self.sleep.seed.alpha < 1 or self.sleep.seed.on_policy > 0:
+            practice = self.sleep.imitate
+            rows["sleep.imitate.prompts * sleep.imitate.samples"] = practice.prompts * practice.samples
+        return rows
 
 
 def load(values: Mapping[str, Any]) -> Config:

@@ -38,7 +38,7 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
         rows, rest = divmod(x.shape[0], micro_batches)
         if rest:
             raise ValueError(
-                f"a batch of {x.shape[0]} rows (of each device in mode \"map\") does not divide into "
+                f'a batch of {x.shape[0]} rows (of each device in mode "map") does not divide into '
                 f"micro_batches={micro_batches} parts: change one to fit the other"
             )
         # Neighbours into different parts: rows are split over devices in blocks, and every device shall have

@@ -15,7 +15,7 @@ import pytest
 from equality import bit_equal
 
 from configs import clinc150
-from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, trees
+from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, steps, trees
 from sleep_jax.data import stream
 from sleep_jax.types import Mean, TrainState
 
@@ -169,6 +169,35 @@ def test_every_method_lives_a_day_and_tells_what_it_spent(born, tmp_path):
     for name, tokens in spent.items():
         dreams = name.startswith("sleep") or name in ("opsd", "generative_replay")
         assert (tokens["gradient"] > 0, tokens["dreamt"] > 0) == (name != "in_context", dreams), name
+
+
+def test_a_life_whose_batches_are_split_takes_the_same_steps(born, tmp_path, monkeypatch):
+    make, parts, lines = steps.make, [], []
+
+    def spied(objective, optimizer, micro_batches=1):
+        parts.append(micro_batches)
+        return make(objective, optimizer, micro_batches)
+
+    monkeypatch.setattr(steps, "make", spied)
+    for split in (1, 2):
+        config = lives.config(
+            birth={"checkpoint": str(born)},
+            method="sleep,sequential",
+            stream={"days": 1},
+            sleep={"steps": 3},
+            micro_batches=split,
+        )
+        life.run(config, str(tmp_path / str(split)))
+        files = [tmp_path / str(split) / name / "metrics.jsonl" for name in ("sleep", "sequential")]
+        lines.append([line for file in files for line in metrics.read_jsonl(file)[0]])
+    life.birth(
+        lives.config(birth={"epochs": 1}, micro_batches=2), 0, tmp_path / "birth", stream.load(config.stream)
+    )
+    assert parts == [1, 1, 2, 2, 2], "a night, a day of fine-tuning; a birth"
+    phases = [[line.pop("phase") for line in ours] for ours in lines]
+    assert phases[0] == phases[1] and {"sleep", "train"} < set(phases[0])
+    for whole, split in zip(*lines, strict=True):
+        assert split == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
 INTENTS = {

@@ -166,7 +166,7 @@ def seed(
             world,
             phase,
             cycle,
-            steps.make(objective, optimizer),
+            steps.make(objective, optimizer, world.config.micro_batches),
             steps.init(optimizer, start),
             frozen,
             batches,

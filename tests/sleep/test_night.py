@@ -91,9 +91,7 @@ def test_a_night_that_is_not_finite_is_rolled_back_and_its_day_goes_into_the_nex
     assert {shape for _, shape in paths} == shapes | {()}
 
 
-def test_a_night_that_costs_more_than_the_margin_changes_nothing(
-    born, begun, tmp_path, monkeypatch, quickly
-):
+def test_a_night_that_costs_more_than_the_margin_changes_nothing(born, begun, tmp_path, monkeypatch, quickly):
     begun(tmp_path, "000-birth", "001-wake")
     world, state = waking(tmp_path, born, sleep={"margin": 0.2})
     agreed = iter([1.0, 0.5, 0.75, 1.0])  # the past and the day, before; the same after
