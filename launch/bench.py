@@ -404,8 +404,8 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     print(
         f"of matmul: of the rate of {report['reference']}, by wall time, and by CPU time of this process\n"
-        "GFLOP: of the matrix products, loops as often as they run; XLA's: by its cost analysis of one device, "
-        "loops once\nMB: arguments and temporary buffers of the compiled program\n"
+        "GFLOP: of the matrix products, loops as often as they run; XLA's: by its cost analysis of one "
+        "device, loops once\nMB: arguments and temporary buffers of the compiled program\n"
         f"training (SFT step): {share(training['of_matmul'])} of the matmul rate, "
         f"{share(training['of_matmul_cpu'])} by CPU time; wanted: at least {share(GOALS['training'])}\n"
         f"a seeding step costs {seeding['total']:.2f} SFT steps of as many tokens (update "

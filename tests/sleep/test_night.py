@@ -1,6 +1,7 @@
 """A night as a transaction: what rolls it back, what it may touch, and how full levels make room."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import types
@@ -24,6 +25,8 @@ from sleep_jax.sleep import consolidate, night, seeding, selves
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.seeding import Seeding, Variant
 from sleep_jax.sleep.selves import Slot
+
+KEY = jax.random.key(0)
 
 
 @pytest.fixture
@@ -141,6 +144,30 @@ def test_the_router_is_told_whose_rows_are_its_own(born, begun, tmp_path, monkey
     assert places == [(0, 0) if expand else None]
     assert [own for who, own in lessons if who == {"awake"}] == [True, True], "asked and recalled"
     assert {own for who, own in lessons if "birth" in who} == {False}
+
+
+@pytest.mark.parametrize(
+    "variant, keys",
+    [
+        (Variant(), {"lesson", "practice"}),
+        (Variant(on_policy_only=True), {"lesson", "practice"}),  # whose router learns from the lesson
+        (Variant(on_policy_only=True, expand=False), {"practice"}),
+    ],
+)
+def test_what_has_no_weight_is_on_no_account(born, begun, tmp_path, monkeypatch, quickly, variant, keys):
+    begun(tmp_path, "000-birth", "001-wake")
+    batches = []
+
+    def fit(world, phase, cycle, step, state, frozen, drawn, count, *, stage, early):
+        batches.append(stage(0, state.params, next(drawn))[0])
+        jax.eval_shape(functools.partial(step, reduce=lambda x: x), state, frozen, batches[-1], KEY)
+        raise FloatingPointError
+
+    monkeypatch.setattr(seeding, "fit", fit)
+    monkeypatch.setattr(consolidate, "mean_kl", lambda *_: None)
+    world, state = waking(tmp_path, born)
+    night.run(world, "001-sleep", 1, state.params, state.memory, [], world.stream.days[:1], variant)
+    assert batches[0].keys() == keys
 
 
 @pytest.mark.parametrize("seed", [{"alpha": 1.0, "on_policy": 0.0}, {}])
