@@ -46,7 +46,15 @@ def _matrices(params: Tree) -> Tree:
 
 
 def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps` updates (AdamW: Loshchilov & Hutter 2017, 1711.05101)."""
+    """The optimiser for a run of `steps` updates (AdamW: Loshchilov & Hutter 2017, 1711.05101).
+
+        eta_t = lr t / w                                                       t < w = warmup * steps
+        eta_t = lr (final + (1 - final) (1 + cos(pi (t - w) / (steps - w))) / 2)               after
+        theta <- theta - eta_t (m / (sqrt(v) + eps) + weight_decay theta)
+
+    with m and v Adam's unbiased moments of the gradient, cut to the norm `clip`; eps and b1 are optax's. Only
+    matrices decay.
+    """
     warmup = int(config.warmup * steps)
     schedule = optax.warmup_cosine_decay_schedule(
         config.lr if warmup == 0 else 0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.final

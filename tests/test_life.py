@@ -49,6 +49,8 @@ def test_a_life_that_is_killed_again_and_again_is_bit_for_bit_one_that_never_was
     assert checkpoint.boundaries(workdir) == checkpoint.boundaries(lived)
     for record in RECORDS:
         assert (workdir / record).read_text() == (lived / record).read_text(), record
+    ends = [json.loads((path / "summary.json").read_text()) for path in (workdir, lived)]
+    assert ends[0]["tokens"] == ends[1]["tokens"] and ends[0]["flops"] == ends[1]["flops"]
     # It went on in the middle: from step 2, both of the day and of the night.
     once, again = ({t["phase"]: t.get("steps") for t in first_day(path)} for path in (lived, workdir))
     assert [once[k] - again[k] for k in ("wake/fit", "sleep/fit")] == [2, 2]
@@ -345,10 +347,8 @@ def test_a_folder_that_is_no_birth_is_refused(born, tmp_path):
             {"sleep": {"recall": {"answer_max_new": 24}}},
             r"tokens does not fit into 8 \(model.max_len - sleep.recall.answer_max_new\)",
         ),
-        (
-            {"stream": {"source": "documents", "path": "nowhere"}},
-            "nowhere",
-        ),
+        ({"stream": {"source": "documents", "path": "nowhere"}}, "nowhere"),
+        ({"sleep": {"imitate": {"semantic": "judge"}}, "vocab_size": 300}, "begin with the same token"),
     ],
 )
 def test_what_cannot_be_lived_is_found_before_birth_and_the_directory_takes_what_is_put_right(

@@ -141,6 +141,9 @@ def objective(
         soft = (z_BTV / tau for z_BTV in logits)
         return tau**2 * divergence.generalised_jsd(*soft, config.beta, clip and clip / tau**2)
 
+    def uncertainty(out, weights_BT):
+        return masked_mean(jax.lax.stop_gradient(entropy(out.logits_BTV)), weights_BT)
+
     def taught(trainable, frozen, lesson: Lesson, key):
         rows = lesson.rows
         where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
@@ -148,7 +151,7 @@ def objective(
         out = student(trainable, frozen, rows.tokens_BT, lift, **where)
         kl_BT = softened(frozen, lesson.hidden_BTD, out.logits_BTV)
         terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
-        metrics = {}
+        metrics = {"entropy": uncertainty(out, rows.weights_BT)}
         if routed:
             score_NBT, read_BT = out.router_NBTLE[..., *place], rows.segments_BT > 0
             score_NBT = score_NBT if lift is None else score_NBT - lift
@@ -169,8 +172,7 @@ def objective(
             "kl_on_policy": masked_mean(kl_BT, practice.sampled_BT),
             "imitation": reinforce_loss(logps_BT, practice.advantage_B, practice.sampled_BT),
         }
-        entropy_BT = jax.lax.stop_gradient(entropy(out.logits_BTV))
-        return terms, {"entropy": masked_mean(entropy_BT, practice.sampled_BT)}
+        return terms, {"entropy_on_policy": uncertainty(out, practice.sampled_BT)}
 
     def totals(trainable, frozen, batch, key):
         terms, metrics = {}, {}

@@ -229,7 +229,7 @@ class Practiser:
     def round(self, trainable: Tree, number: int) -> tuple[Practice, dict[str, float]]:
         """Practice of `refresh` steps, rows first (steps * prompts * samples), and what it showed.
 
-        Rows of one step stand together: the first half old, the second new.
+        Rows of one step stand together: the first half old, the second new. (Half and half is our reading.)
         """
         c = self.config
         draw = np.random.default_rng([self.seed, number])
@@ -313,6 +313,9 @@ class Practiser:
 
 
 def _cut(draw: np.random.Generator, encoded: Encoded, max_new: int, width: int) -> int:
-    """A random prefix of 1 to `width` tokens, that leaves at least one and at most `max_new` to finish."""
+    """A random prefix of 1 to `width` tokens, that leaves at least one and at most `max_new` to finish.
+
+    That what is left is bounded is our reading: the paper cuts anywhere.
+    """
     n = len(encoded.tokens)
     return int(draw.integers(max(1, n - max_new), min(n - 1, width) + 1))

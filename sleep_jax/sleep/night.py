@@ -30,7 +30,16 @@ def dream(
     cycle: int,
     config: SleepConfig,
 ) -> tuple[list[tuple[Self, list[Dream]]], list[Dream]]:
-    """The night's dreams: of every earlier self in proportion to what it learnt, and of the day."""
+    """The night's dreams: of every earlier self in proportion to what it learnt, and of the day.
+
+    Args:
+      past, awake: the selves, as `selves.earlier` and `selves.awake` give them.
+      experience: of the day.
+      config: `old_dreams` is the quota of all earlier selves together, `new_dreams` that of the day.
+
+    Returns:
+      Every earlier self with its dreams, and the dreams of the day; kept or not.
+    """
     key = rng.fold(rng.stream(world.seed, "sleep/dream"), cycle)
     share = _share_of_pairs(world.stream.birth.train)
     weights = sum(s.weight for s in past)
@@ -108,6 +117,20 @@ def run(
        the past got worse by more than `sleep.margin`, or anything is not finite, the memory stays as it was
        in the evening: the slot stays locked and the day stays in fast memory and at hand, for the next night.
        (Room that was made stays made: a merge has been judged by itself.)
+
+    Args:
+      world: of the life.
+      name: "<cycle>-sleep", names the checkpoints.
+      cycle: number of the night.
+      params, memory, slots: of the evening, with the day in `memory.fast`.
+      days: that this night is for, the last of them today.
+      variant: what a method leaves out.
+
+    Returns:
+      The morning; of a night that was rolled back what went in, but for room that was made.
+
+    Raises:
+      ValueError: `sleep.day_in_context` documents are longer than the model's context.
     """
     config = world.config.sleep
     today = days[-1].name
@@ -146,8 +169,11 @@ def run(
         semantic = semantic_reward(world) if variant.semantic else None
         rewards = rewarded(world, seeding.params, slept, held_out, semantic)
         path = write_dreams(world, file, cycle, dreams, rewards)
+    kept = encoding.encode(world.tok, [d.example for d in dreams if d.kept], world.config.row_length)
     judged = {
-        "old_before": before, "old_after": after, "new_before": new_before, "new_after": new_after
+        "old_before": before, "old_after": after, "new_before": new_before, "new_after": new_after,
+        "reward": float(np.mean(list(rewards.values()))) if rewards else None,
+        "length": float(np.mean([len(e.tokens) for e in kept])),
     }  # fmt: skip
     world.writer.write("judge", cycle, 0, {k: v for k, v in judged.items() if v is not None})
     if reason := verdict(seeding.finite, before, after, config.margin):

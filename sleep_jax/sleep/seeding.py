@@ -102,6 +102,12 @@ def seed(
       place: level and index of the slot.
       old, new: dreams of the past and of the day, each with its teachers.
       context: tokens of the day; reading them first, the awake self teaches the day once more.
+
+    Returns:
+      The student after it, whether or not all of it is finite.
+
+    Raises:
+      ValueError: the context is longer than the model's, or no dream is short enough to be practised.
     """
     model, config = world.model, world.config.sleep
     if variant.expand:

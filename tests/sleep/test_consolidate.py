@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from equality import bit_equal
+from scipy import special
 from slots import read_slot
 
 from sleep_jax import optim, partition, steps
@@ -317,12 +318,15 @@ def test_the_router_is_taught_to_open_on_its_own_rows_alone(bed, encoded, teach,
     out = jax.jit(lambda m: bed.model.apply(bed.params, rows.tokens_BT, memory=m, **where))(student)
     chance_NBT = 1 / (1 + np.exp(-np.asarray(out.router_NBTLE[..., 0, 2], np.float64)))
     read_BT = rows.segments_BT > 0
+    entropy_BT = special.entr(special.softmax(np.asarray(out.logits_BTV, np.float64), axis=-1)).sum(-1)
     for lesson, told in ((own, chance_NBT), (others, 1 - chance_NBT)):
         terms, metrics = totals(pupil.slot, lesson)
         counts = objective.counts({"lesson": lesson})
         assert float(terms["routing"].count) == read_BT.sum() == counts["routing"]
         wanted = -np.log(told).mean(0)[read_BT].sum()
         np.testing.assert_allclose(terms["routing"].total, wanted, rtol=1e-4)
+        np.testing.assert_allclose(metrics["entropy"].total, (entropy_BT * rows.weights_BT).sum(), rtol=1e-4)
+        assert metrics["entropy"].count == rows.weights_BT.sum()
         opened = metrics["open_on_own" if lesson is own else "open_on_others"]
         np.testing.assert_allclose(opened.total, out.routes_BTLE[..., 0, 2][read_BT].sum(), rtol=1e-5)
     assert objective.weights["routing"] == 2.0

@@ -15,7 +15,7 @@ from equality import bit_equal
 from slots import read_slot
 
 from sleep_jax import checkpoint, life, metrics, phases, trees
-from sleep_jax.data import noise, stream
+from sleep_jax.data import encoding, noise, stream
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.methods import sleep
@@ -41,7 +41,9 @@ def waking(workdir, born, **changes):
     tok = Tokenizer.load(born / "tokenizer.json")
     world = life._world(config, 0, workdir, stream.load(config.stream), tok, "sleep")
     shapes = (jax.eval_shape(init, jax.random.key(0)) for init in (world.model.init, world.model.init_memory))
-    return world, phases.load(world, checkpoint.boundaries(workdir)[-1], phases.State(*shapes))
+    state = phases.load(world, checkpoint.boundaries(workdir)[-1], phases.State(*shapes))
+    world.newborn = state.params
+    return world, state
 
 
 def test_a_night_that_is_not_finite_is_rolled_back_and_its_day_goes_into_the_next(
@@ -168,6 +170,25 @@ def test_what_has_no_weight_is_on_no_account(born, begun, tmp_path, monkeypatch,
     world, state = waking(tmp_path, born)
     night.run(world, "001-sleep", 1, state.params, state.memory, [], world.stream.days[:1], variant)
     assert batches[0].keys() == keys
+
+
+@pytest.mark.parametrize("semantic", ["hidden", "answer"])
+def test_the_awake_self_teaches_the_day_once_more_with_the_day_before_its_eyes(
+    born, begun, tmp_path, monkeypatch, quickly, semantic
+):
+    begun(tmp_path, "000-birth", "001-wake")
+    taught, told = [], consolidate.lessons_in_context
+    monkeypatch.setattr(consolidate, "lessons_in_context", lambda *args: taught.append(args) or told(*args))
+    sleep_ = {"day_in_context": 2, "imitate": {"semantic": semantic}}
+    world, state = waking(tmp_path, born, model={"max_len": 96}, sleep=sleep_)
+    days = world.stream.days[:1]
+    outcome = night.run(world, "001-sleep", 1, state.params, state.memory, [], days, Variant())
+    assert outcome.night.outcome == "committed"
+    [(_, _, memory, context, encoded, *_)] = taught
+    documents = [encoding.encode(world.tok, [e], 32) for e in days[0].train]
+    said = [[int(t) for e in one for t in e.tokens] for one in documents]
+    assert any(list(context) == a + b for a in said for b in said)
+    assert memory.fast is not None and encoded
 
 
 @pytest.mark.parametrize("seed", [{"alpha": 1.0, "on_policy": 0.0}, {}])
