@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     c.row_length = 64  # tokens per packed row
     c.answer_tokens = 16  # tokens, longest answer
     c.eval_batch = 256  # questions answered at once
+    c.micro_batches = 1  # parts that training batches are split in, one after another: memory for time
     c.checkpoint_every = 96  # steps between rolling checkpoints
     c.log_every = 10  # steps between lines of metrics
 

@@ -26,6 +26,7 @@ def get_config():
     c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.ff = 192, 4, 6, 6, 512
     c.model.unroll = 4
     c.model.max_len, c.row_length, c.memory.periods = 96, 80, (480,)
+    c.answer_tokens, c.sleep.recall.answer_max_new = 24, 24  # for intents that have longer names
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (4e-3,), 0.02, 4
     c.birth.epochs, c.birth.blanks = 12, 0.15
     c.memory.rank = 128

@@ -26,7 +26,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from sleep_jax import losses, metrics, optim, partition, rng, rollout, steps, terminal, trees, wake
+from sleep_jax import cost, losses, metrics, optim, partition, rng, rollout, steps, terminal, trees, wake
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
 from sleep_jax.partition import Partitioner
@@ -49,26 +49,15 @@ class Piece:
     Attributes:
       shape: what one call works on, for the reader.
       tokens: per call; positions of rows, or new tokens where sampling. 0 where tokens make no sense.
-      flops: per call, by XLA's cost analysis; None where it was not compiled as one program.
-      bytes: arguments and temporary buffers of the compiled program, likewise.
+      cost: per call, as `cost.compiled` tells it; None where it was not compiled as one program.
       run: one call; gives what to wait for.
     """
 
     name: str
     shape: str
     tokens: int
-    flops: float | None
-    bytes: dict[str, int] | None
+    cost: dict[str, Any] | None
     run: Callable[[], Any]
-
-
-def _flops(stage: Any) -> float:
-    return float((stage.cost_analysis() or {}).get("flops", 0.0))
-
-
-def _bytes(compiled: Any) -> dict[str, int]:
-    memory = compiled.memory_analysis()
-    return {"argument": memory.argument_size_in_bytes, "temp": memory.temp_size_in_bytes}
 
 
 class Workbench:
@@ -134,7 +123,7 @@ class Workbench:
         """A product of the compute dtype, repeated to fill `MATMUL_S`; what machines are measured by."""
         dtype = self.config.model.compute_dtype
         a, b = (jnp.asarray(self.draw.normal(size=shape), dtype) for shape in ((m, k), (k, n)))
-        compiled = jax.jit(jnp.matmul).lower(a, b).compile()
+        compiled, costs = cost.compiled(jax.jit(jnp.matmul), a, b)
         once = []
         for _ in range(3):
             began = time.perf_counter()
@@ -147,23 +136,22 @@ class Workbench:
                 out = compiled(a, b)
             return out
 
-        shape = f"{repeats} x {dtype} [{m}, {k}] [{k}, {n}]"
-        return Piece("matmul", shape, 0, repeats * _flops(compiled), _bytes(compiled), run)
+        costs |= {k: repeats * costs[k] for k in ("flops", "xla_flops")}
+        return Piece("matmul", f"{repeats} x {dtype} [{m}, {k}] [{k}, {n}]", 0, costs, run)
 
     def training(self, name: str, step: Step, state: Tree, frozen: Tree, batch: Tree) -> Piece:
         """A training step, compiled for the mesh."""
         sizes = [x.shape for path, x in trees.named(batch).items() if path.endswith("tokens_BT")]
         put = self.partitioner.put
         now, frozen, batch = [put(state)], put(frozen), self.partitioner.put_batch(batch)
-        compiled = self.partitioner.compile(step).lower(now[0], frozen, batch, self.key).compile()
+        compiled, costs = cost.compiled(self.partitioner.compile(step), now[0], frozen, batch, self.key)
 
         def run():
             now[0], values = compiled(now[0], frozen, batch, self.key)
             return now[0], values
 
         shape = " + ".join(f"{rows} x {length}" for rows, length in sizes)
-        flops = _flops(compiled) * self.partitioner.mesh.size  # XLA counts one device's share
-        return Piece(name, shape, sum(map(math.prod, sizes)), flops, _bytes(compiled), run)
+        return Piece(name, shape, sum(map(math.prod, sizes)), costs, run)
 
     def wake_step(self) -> Piece:
         c = self.config
@@ -176,7 +164,8 @@ class Workbench:
         """Supervised fine-tuning of all weights of the plain decoder."""
         c = self.config.sleep
         optimizer = optim.make(self.config.baseline.optim, c.steps)
-        step, state = steps.make(losses.supervised(self.model), optimizer), steps.init(optimizer, self.params)
+        step = steps.make(losses.supervised(self.model), optimizer, self.config.micro_batches)
+        state = steps.init(optimizer, self.params)
         return self.training("SFT step", step, state, None, self.rows(c.batch_rows))
 
     def seeding_step(self) -> Piece:
@@ -202,56 +191,37 @@ class Workbench:
                 hidden_BTD=self.hidden(own, width),
                 advantage_B=self.draw.normal(size=own).astype(np.float32),
             )
-        step, state = steps.make(objective, optimizer), steps.init(optimizer, slot)
+        step = steps.make(objective, optimizer, self.config.micro_batches)
+        state = steps.init(optimizer, slot)
         return self.training("seeding step", step, state, (self.params, self.student), batch)
 
     def scoring(self) -> Piece:
         """What the awake teacher says of packed rows."""
         batch = self.rows(self.config.eval_batch // 4)
         args = self.params, self.memory, None, batch.tokens_BT, batch.segments_BT, batch.positions_BT
-        compiled = consolidate.scorer(self.model).lower(*args).compile()
+        compiled, costs = cost.compiled(consolidate.scorer(self.model), *args)
         rows, length = batch.tokens_BT.shape
         run, shape = functools.partial(compiled, *args), f"{rows} x {length}"
-        return Piece("teacher scoring", shape, rows * length, _flops(compiled), _bytes(compiled), run)
-
-    def lowered(self, queued: bool, rows: int, width: int, new: int, temperature: float) -> tuple:
-        """Sampling of `new` tokens behind prompts of `width`, lowered; and its arguments."""
-        model = self.model
-        run = rollout.compiled(model.drain if queued else model.decode, Sampling(new, temperature))
-        told = self.tokens(rows, width), np.full(rows, width, np.int32)
-        keys = rng.per_row(self.key, rows)
-        if queued:
-            seats = partition.put_rows(np.arange(rows // WAVES, dtype=np.int32), self.params)
-            args = self.params, self.resting, None, None, *told, keys, rows, seats
-        else:
-            args = self.params, self.resting, None, None, *partition.put_rows(told, self.params), keys
-        return run.lower(*args), args
-
-    def work(self, rows: int, width: int, new: int, temperature: float) -> float:
-        """FLOPs of sampling `new` tokens behind prompts of `width` in one batch.
-
-        XLA counts the body of a loop once, whatever its trip count: a decode counts as its prompts and one
-        iteration. Each of the other new - 2 is counted as half a decode from prompts of one token, which is
-        two nearly equal calls of the network (one of them reads no cache: the count is a few percent low).
-        """
-        whole, single = (
-            _flops(self.lowered(False, rows, *shape, temperature)[0])
-            for shape in ((width, new), (1, width + new - 1))
-        )
-        return whole + max(new - 2, 0) * single / 2
+        return Piece("teacher scoring", shape, rows * length, costs, run)
 
     def sampled(self, name: str, queued: bool, rows: int, width: int, new: int, temperature: float) -> Piece:
-        """Sampling as one batch, or as a queue whose seats see `WAVES` rows each.
+        """Sampling of `new` tokens behind prompts of `width`, as one batch, or as a queue for as many seats.
 
-        A queue counts as the batches that its rows would make, which leaves out the output head that it
-        computes for tokens of prompts: its share of the matmul rate is a lower bound.
+        A seat sees `WAVES` rows, and takes a step for every token of a prompt too.
         """
-        waves = WAVES if queued else 1
-        lowered, args = self.lowered(queued, waves * rows, width, new, temperature)
-        compiled = lowered.compile()
-        run, shape = functools.partial(compiled, *args), f"{waves * rows} x ({width} + {new})"
-        flops = waves * self.work(rows, width, new, temperature)
-        return Piece(name, shape, waves * rows * new, flops, _bytes(compiled), run)
+        model, seats = self.model, rows
+        rows *= WAVES if queued else 1
+        run = rollout.compiled(model.drain if queued else model.decode, Sampling(new, temperature))
+        told, keys = (self.tokens(rows, width), np.full(rows, width, np.int32)), rng.per_row(self.key, rows)
+        args = self.params, self.resting, None, None
+        if queued:
+            args += *told, keys, rows, partition.put_rows(np.arange(seats, dtype=np.int32), self.params)
+        else:
+            args += *partition.put_rows(told, self.params), keys
+        trips = WAVES * (width + new - 1) if queued else new - 1
+        compiled, costs = cost.compiled(run, *args, trips=trips)
+        run, shape = functools.partial(compiled, *args), f"{rows} x ({width} + {new})"
+        return Piece(name, shape, rows * new, costs, run)
 
     def rollouts(self) -> list[Callable[[], Piece]]:
         """Practice of `refresh` steps, dreams, and greedy answers, which trials of dreams ask for as well."""
@@ -277,7 +247,7 @@ class Workbench:
         finished = Rollout(self.tokens(rows, width), 0 * ones, ones, full, ended_B=full > 0)
         dreams = self.tokens(rows, width), full
         run = functools.partial(imitate.rewards, finished, dreams, None, c)
-        return Piece("rewards", f"{rows} x {width}", rows * width, None, None, run)
+        return Piece("rewards", f"{rows} x {width}", rows * width, None, run)
 
     def pieces(self) -> list[Callable[[], Piece]]:
         """What makes each piece, in the order of the table."""
@@ -389,9 +359,10 @@ def _found(piece: Piece, wall: Sequence[float], cpu: Sequence[float] | None) -> 
         "seconds": seconds,
         "cpu_seconds": spread(cpu) if cpu else None,
         "tokens_per_s": piece.tokens / seconds["median"] if piece.tokens else None,
-        "flops": piece.flops,
-        "flops_per_s": piece.flops / seconds["median"] if piece.flops else None,
-        "bytes": piece.bytes,
+        "flops": piece.cost and piece.cost["flops"],
+        "xla_flops": piece.cost and piece.cost["xla_flops"],
+        "flops_per_s": piece.cost and piece.cost["flops"] / seconds["median"],
+        "bytes": piece.cost and piece.cost["bytes"],
     }
 
 
@@ -409,7 +380,8 @@ def show(report: dict[str, Any]) -> None:
 
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     headings = (
-        "step", "works on", "ms (min to max)", "tokens/s", "GFLOP", "GFLOP/s", "of matmul", "by CPU", "MB",
+        "step", "works on", "ms (min to max)", "tokens/s", "GFLOP", "XLA's", "GFLOP/s", "of matmul", "by CPU",
+        "MB",
     )  # fmt: skip
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=True)
@@ -421,10 +393,11 @@ def show(report: dict[str, Any]) -> None:
             f"{median:.1f} ({least:.1f} to {most:.1f})",
             terminal.scaled(f["tokens_per_s"]),
             "–" if f["flops"] is None else f"{f['flops'] / 1e9:.2f}",
+            "–" if f["flops"] is None else f"{f['xla_flops'] / 1e9:.2f}",
             "–" if f["flops"] is None else f"{f['flops_per_s'] / 1e9:.1f}",
             share(f.get("of_matmul")),
             share(f.get("of_matmul_cpu")),
-            "–" if f["bytes"] is None else f"{sum(f['bytes'].values()) / 1e6:.1f}",
+            "–" if f["bytes"] is None else f"{(f['bytes']['argument'] + f['bytes']['temp']) / 1e6:.1f}",
         )
     console = rich.console.Console()
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
@@ -432,7 +405,8 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     print(
         f"of matmul: of the rate of {report['reference']}, by wall time, and by CPU time of this process\n"
-        "MB: arguments and temporary buffers of the compiled program\n"
+        "GFLOP: of the matrix products, loops as often as they run; XLA's: by its cost analysis of one "
+        "device, loops once\nMB: arguments and temporary buffers of the compiled program\n"
         f"training (SFT step): {share(training['of_matmul'])} of the matmul rate, "
         f"{share(training['of_matmul_cpu'])} by CPU time; wanted: at least {share(GOALS['training'])}\n"
         f"a seeding step costs {seeding['total']:.2f} SFT steps of as many tokens (update "

@@ -23,7 +23,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
     try:
         print(forgetting.forget(WORKDIR.value, [int(n) for n in NIGHT.value]))
-    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
+    except (ValueError, OSError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")

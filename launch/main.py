@@ -12,7 +12,7 @@ from launch import heap, options
 
 CONFIG = options.config("configs/tiny.py", "what to live, and how")
 WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/tiny", "where everything is written; the same directory resumes"
+    "workdir", None, "where everything is written; the same directory resumes (default: runs/ and the config)"
 )
 
 
@@ -32,9 +32,12 @@ def main(argv):
         flush=True,
     )
     try:
-        config = settings.load(CONFIG.value.to_dict())
-        {"life": life.run, "incorporation": incorporation.run}[config.study](config, WORKDIR.value)
-    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
+        config, workdir = (
+            settings.load(CONFIG.value.to_dict()),
+            WORKDIR.value or f"runs/{options.name(CONFIG)}",
+        )
+        {"life": life.run, "incorporation": incorporation.run}[config.study](config, workdir)
+    except (ValueError, OSError, ImportError, FloatingPointError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")

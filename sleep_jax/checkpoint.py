@@ -50,7 +50,7 @@ def save_boundary(workdir: PathLike, name: str, state: Tree, meta: dict[str, Any
     if final.exists():
         raise CheckpointError(
             f"boundary {final} exists already, and boundaries are never overwritten: continue from it, or "
-            "choose another config.workdir"
+            "choose another --workdir"
         )
     _write(final, state, {"name": name}, meta)
 
@@ -126,6 +126,8 @@ def sweep(workdir: PathLike) -> None:
 def work_dir_config(workdir: PathLike, config_json: str, ignore: tuple[str, ...] = ()) -> None:
     """Opens a work directory for one configuration: sweeps it, and writes or compares `config.json`.
 
+    Where nothing has been lived yet, as after a command that was refused, the new configuration is taken.
+
     Args:
       workdir: the work directory; made if it is not there.
       config_json: the configuration as a JSON object.
@@ -136,7 +138,8 @@ def work_dir_config(workdir: PathLike, config_json: str, ignore: tuple[str, ...]
     """
     path = _absolute(workdir) / "config.json"
     sweep(workdir)
-    if not path.exists():
+    lived = any(next(path.parent.rglob(name), None) for name in ("meta.json", "tokenizer.json"))
+    if not (path.exists() and lived):
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             half = path.with_name(".config.json.half")
@@ -147,9 +150,7 @@ def work_dir_config(workdir: PathLike, config_json: str, ignore: tuple[str, ...]
     try:
         old = _flat(json.loads(path.read_text()))
     except ValueError as error:
-        raise CheckpointError(
-            f"{path} is not JSON ({error}): mend it or choose another config.workdir"
-        ) from error
+        raise CheckpointError(f"{path} is not JSON ({error}): mend it or choose another --workdir") from error
     new = _flat(json.loads(config_json))
     differ = [
         f"  {key}: {old.get(key, 'absent')} in {path}, {new.get(key, 'absent')} now"
@@ -159,7 +160,7 @@ def work_dir_config(workdir: PathLike, config_json: str, ignore: tuple[str, ...]
     if differ:
         raise CheckpointError(
             "the work directory belongs to another configuration:\n" + "\n".join(differ) + "\n"
-            "Choose another config.workdir for this configuration, or set these keys back to continue here."
+            "Choose another --workdir for this configuration, or set these keys back to continue here."
         )
 
 
@@ -243,7 +244,7 @@ def _write(final: pathlib.Path, state: Tree, record: dict[str, Any], meta: dict[
         raise CheckpointError(
             f"could not write checkpoint {final}: {_brief(error)}. It needs up to {needed:,} bytes; "
             f"{shutil.disk_usage(disk).free:,} bytes are free there. Earlier checkpoints are intact. "
-            "Make room, or move all to a larger disk and set config.workdir; then run the command again."
+            "Make room, or move all to a larger disk and set --workdir; then run the command again."
         ) from error
 
 
@@ -281,8 +282,7 @@ def _placed(value: Any, leaf: Any) -> Array:
 def _check_fit(path: pathlib.Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
     every = {**stored, **wanted}
     differ = [
-        f"  {key}: {stored.get(key, 'nothing')} in the checkpoint, {wanted.get(key, 'nothing')} by "
-        "config.model"
+        f"  {key}: {stored.get(key, 'nothing')} in the checkpoint, {wanted.get(key, 'nothing')} now"
         for key in every
         if stored.get(key) != wanted.get(key)
     ]
@@ -291,6 +291,7 @@ def _check_fit(path: pathlib.Path, stored: dict[str, str], wanted: dict[str, str
         raise CheckpointError(
             f"checkpoint {path} is of another architecture; {len(differ)} of {len(every)} arrays differ:\n"
             + "\n".join(differ[:SHOWN] + rest)
-            + "\nSet config.model (config.optim for the arrays of an optimiser) to what it was written with, "
-            "which stands in config.json of its work directory, or choose another config.workdir."
+            + "\nSet model and memory (birth.optim, wake, sleep.optim or baseline.optim for the arrays of an "
+            "optimiser) to what it was written with, which stands in config.json of its work directory, or "
+            "choose another --workdir."
         )

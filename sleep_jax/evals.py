@@ -63,6 +63,20 @@ def contains(answers: Sequence[str], expected: Sequence[str]) -> np.ndarray:
     return np.array([within(a, e) for a, e in zip(answers, expected, strict=True)], bool)
 
 
+def overlap(given: Sequence[str], wanted: Sequence[str]) -> float:
+    """sum_a min(p(a), q(a)) over normalised answers a, p and q being how often each is given and wanted.
+
+    1 where they agree, 0 where no answer is shared: 1 minus the total variation distance.
+
+    Raises:
+      ValueError: there is nothing on one side.
+    """
+    if not given or not wanted:
+        raise ValueError(f"overlap of {len(given)} answers with {len(wanted)}")
+    p, q = (Counter(map(normalise, texts)) for texts in (given, wanted))
+    return sum(min(p[a] / len(given), q[a] / len(wanted)) for a in p)
+
+
 def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float:
     """Share of probes answered as expected.
 

@@ -3,20 +3,28 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import checkpoint, metrics, rng, terminal
+from sleep_jax import checkpoint, cost, metrics, rng, terminal
 from sleep_jax.data.stream import Stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.partition import Partitioner, fetch
 from sleep_jax.settings import Config
 from sleep_jax.steps import Step
 from sleep_jax.types import Model, Tree
+
+# By the first word of a phase, the key to lower when its loss is not finite.
+RATES = {
+    "birth": "birth.optim.lr",
+    "wake": "wake.lr",
+    "sleep": "sleep.optim.lr",
+    "train": "baseline.optim.lr",
+}
 
 
 @dataclasses.dataclass
@@ -27,7 +35,8 @@ class Account:
       source: tokens of documents read (each once, however often it was trained on).
       dreamt: tokens sampled.
       gradient: non-padding tokens that a gradient was taken on.
-      flops: of the training steps, by XLA's count.
+      flops: of training steps, as `cost.flops` counts them. What is sampled (dreams, practice, answers), what
+        teachers score, looks at what is held out and the Fisher of EWC are not in it.
     """
 
     source: int = 0
@@ -42,6 +51,8 @@ class World:
 
     Attributes:
       workdir: of this life.
+      of: what every checkpoint here is of: the method, the seed, and each experience, birth first.
+      newborn: the backbone as it was at birth, once there is one.
       costs: per compiled step its FLOPs and bytes, for the report.
     """
 
@@ -54,21 +65,14 @@ class World:
     partitioner: Partitioner
     writer: metrics.MetricsWriter
     account: Account
+    of: Mapping[str, Sequence[str]]
+    newborn: Tree = None
     costs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def compile(self, name: str, step, state: Tree, frozen: Tree, batch: Tree, key):
         """The step compiled for the mesh, its cost recorded before it first runs."""
         run = self.partitioner.compile(step)
-        compiled = run.lower(state, frozen, batch, key).compile()
-        cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-        self.costs[name] = {
-            "flops": float(cost.get("flops", 0.0)) * self.partitioner.mesh.size,
-            "bytes": {
-                "argument": memory.argument_size_in_bytes,
-                "output": memory.output_size_in_bytes,
-                "temp": memory.temp_size_in_bytes,
-            },
-        }
+        compiled, self.costs[name] = cost.compiled(run, state, frozen, batch, key)
         metrics.write_memory(self.workdir, self.costs)
         return compiled
 
@@ -125,9 +129,10 @@ def fit(
       The state after the last step, and what is to be said of the run: steps and the best held-out loss.
 
     Raises:
-      FloatingPointError: the loss or a gradient is not finite.
+      FloatingPointError: the loss or a gradient is not finite; names the learning rate to lower.
     """
     c, partitioner, name = world.config, world.partitioner, phase.split("-", 1)[1]
+    rate = RATES.get(name.split("-")[0], "the learning rate")
     # The step donates its state, and what is handed in may live on elsewhere (as part of `frozen`, for one).
     state, frozen = partitioner.put(jax.tree.map(jnp.copy, state)), partitioner.put(frozen)
     best, best_loss, stale, done = fetch(state.params) if early else (), float("inf"), 0, 0
@@ -149,11 +154,12 @@ def fit(
     def log(step, values, shown):
         scalars = {k: float(m.value()) for k, m in values.items()} | shown
         if not all(np.isfinite(v) for v in scalars.values()):
-            raise FloatingPointError(f"{phase} step {step}: not finite: {scalars}")
+            raise FloatingPointError(f"{phase} step {step}: not finite: {scalars}: lower {rate}")
         world.writer.write(name, cycle, step, scalars)
 
     def save(step):
         meta = {
+            "of": world.of,
             "iterator": batches.get_state(),
             "account": dataclasses.asdict(world.account),
             "best_loss": best_loss,
@@ -184,7 +190,9 @@ def fit(
             if look:
                 loss = early.loss(state.params)
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"{phase} step {step}: the held-out loss is {loss}")
+                    raise FloatingPointError(
+                        f"{phase} step {step}: the held-out loss is {loss}: lower {rate}"
+                    )
                 world.writer.write(name, cycle, step, {"held_out_kl": loss})
                 if loss < best_loss:
                     best, best_loss, stale = fetch(state.params), loss, 0

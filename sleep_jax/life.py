@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from sleep_jax import checkpoint, evals, losses, methods, metrics, optim, phases, report, rng, steps, terminal
 from sleep_jax.data import encoding, stream
-from sleep_jax.data.stream import Experience
+from sleep_jax.data.stream import Example, Experience
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.fit import Account, World, fit
 from sleep_jax.methods import finetune
@@ -18,6 +19,7 @@ from sleep_jax.ops import retention
 from sleep_jax.partition import Partitioner
 from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
+from sleep_jax.sleep import imitate
 from sleep_jax.sleep.selves import Slot
 from sleep_jax.types import Tree
 
@@ -35,7 +37,7 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
 
     Raises:
       ValueError, CheckpointError: what the configuration, the data or the directory make impossible, before
-        anything is written to what is there.
+        anything is lived: the same directory then takes the configuration that is put right.
     """
     names = [n.strip() for n in config.method.split(",") if n.strip()]
     chosen = {name: methods.get(name) for name in names}
@@ -66,9 +68,18 @@ class Newborn:
 
 
 def world_of(
-    config: Config, seed: int, workdir: pathlib.Path, material: stream.Stream, tok: Tokenizer, read_only=False
+    config: Config,
+    seed: int,
+    workdir: pathlib.Path,
+    material: stream.Stream,
+    tok: Tokenizer,
+    name: str,
+    read_only: bool = False,
 ) -> World:
-    """What a life in a directory lives in; with `read_only` nothing is logged."""
+    """What a life of a method in a directory lives in; with `read_only` nothing is logged."""
+    of = {"method": [name], "seed": [str(seed)], "data": stream.told(material)}
+    if not read_only:  # a birth that is given may have read other things
+        phases.claim(workdir, of)
     model_config = dataclasses.replace(config.model, vocab_size=tok.vocab_size)
     return World(
         config=config,
@@ -80,6 +91,7 @@ def world_of(
         partitioner=Partitioner(config.mesh),
         writer=None if read_only else metrics.MetricsWriter(workdir, phases.position(workdir)),
         account=Account(),
+        of=of,
     )
 
 
@@ -96,20 +108,17 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
             f"birth.checkpoint={given} holds no tokenizer.json with phases/{BIRTH}: name the folder birth/ "
             "that launch.main wrote"
         )
+    if file.exists():
+        tok = Tokenizer.load(file)
+    elif config.tokenizer:
+        tok = Tokenizer.load(config.tokenizer)
+    else:
+        tok = Tokenizer.train(encoding.texts((*material.birth.train, *material.skills)), config.vocab_size)
+    world = world_of(config, seed, given or workdir, material, tok, "birth", read_only=given is not None)
+    _fits(world)
     if not file.exists():
-        texts = encoding.texts((*material.birth.train, *material.skills))
-        tok = (
-            Tokenizer.load(config.tokenizer)
-            if config.tokenizer
-            else Tokenizer.train(texts, config.vocab_size)
-        )
-        workdir.mkdir(parents=True, exist_ok=True)
         tok.save(file.with_suffix(".half"))
         file.with_suffix(".half").replace(file)
-    world = world_of(
-        config, seed, given or workdir, material, Tokenizer.load(file), read_only=given is not None
-    )
-    _fits(world)
     params = world.partitioner.put(world.model.init(rng.stream(seed, "birth/init")))
     if given:
         return Newborn(world.tok, phases.load(world, BIRTH, State(params, None)).params)
@@ -120,7 +129,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
         batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)
         optimizer = optim.make(config.birth.optim, count)
-        step = steps.make(losses.supervised(world.model), optimizer)
+        step = steps.make(losses.supervised(world.model), optimizer, config.micro_batches)
         trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, state.params), None, batches, count)
         return dataclasses.replace(state, params=trained.params)
 
@@ -131,11 +140,36 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
 
 
 def _fits(world: World) -> None:
-    """Encodes the whole life before a part of it is lived; raises ValueError for what is too long."""
-    c = world.config
+    """Encodes the whole life, and divides its batches, before a part of it is lived.
+
+    Raises:
+      ValueError: what is too long, or rows that do not divide over the mesh, with the keys.
+    """
+    c, tok = world.config, world.tok
+    chunk = {"memory.periods[0] / row_length": c.memory.periods[0] // c.row_length}
+    world.partitioner.check_rows(c.rows() | chunk)
+    if c.sleep.imitate.semantic == "judge":
+        imitate.yes_and_no(tok)
+    most = c.model.max_len
     for experience in (world.stream.birth, *world.stream.days):
         finetune.documents(world, experience.train)
-        encoding.prompts(world.tok, experience.test, c.model.max_len - c.answer_tokens)
+        encoding.prompts(tok, experience.test, most - c.answer_tokens, "model.max_len - answer_tokens")
+        _tell_of_long_answers(tok, experience.name, experience.test, "answer_tokens", c.answer_tokens)
+        if c.sleep.day_at_hand and experience is not world.stream.birth:
+            pairs = [e for e in experience.train if e.prompt]
+            key, new = "sleep.recall.answer_max_new", c.sleep.recall.answer_max_new
+            encoding.prompts(tok, pairs, most - new, f"model.max_len - {key}")
+            _tell_of_long_answers(tok, experience.name, pairs, key, new)
+
+
+def _tell_of_long_answers(tok: Tokenizer, name: str, asked: Sequence[Example], key: str, room: int) -> None:
+    long = np.flatnonzero(encoding.answer_lengths(tok, asked) > room)
+    if len(long):
+        print(
+            f"{name}: {len(long)} of {len(asked)} answers do not fit into {key}={room} tokens and can never "
+            f"be given, {asked[long[0]].answer[:60]!r} for one: raise it",
+            flush=True,
+        )
 
 
 def live(
@@ -149,7 +183,8 @@ def live(
 ) -> tuple[metrics.Summary, State]:
     """One method's days and nights, resumed where they stand: what is said of them, and how they end."""
     checkpoint.sweep(workdir)
-    world = world_of(config, seed, workdir, material, newborn.tok)
+    world = world_of(config, seed, workdir, material, newborn.tok, name)
+    world.newborn = newborn.params
     memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
     lived: list[Experience] = [material.birth]
 
@@ -190,20 +225,23 @@ def live(
 def publish(world: World, state: State, name: str) -> metrics.Summary:
     """Writes retention.csv, links.jsonl, slots.json and summary.json as they follow from the state."""
     names = [world.stream.birth.name, *(d.name for d in world.stream.days)]
-    metrics.write_retention(world.workdir, names, state.retention)
+    # Days may have been added since the first of them was written down.
+    rows = [row + [None] * (len(names) - len(row)) for row in state.retention]
+    metrics.write_retention(world.workdir, names, rows)
     write_slots(world.workdir, state)
     weights = np.array([len(world.stream.birth.test), *(len(d.test) for d in world.stream.days)], float)
     for links in state.links:
         n = links.night
-        if n < len(state.retention):
-            before, after = (np.average(r[:n], weights=weights[:n]) for r in state.retention[n - 1 : n + 1])
+        if n < len(rows):
+            before, after = (np.average(r[:n], weights=weights[:n]) for r in rows[n - 1 : n + 1])
             links = dataclasses.replace(
-                links, after=state.retention[n][n], old_before=float(before), old_after=float(after)
+                links, after=rows[n][n], old_before=float(before), old_after=float(after)
             )
         metrics.write_links(world.workdir, links)
-    matrix = np.array([[np.nan if v is None else v for v in row] for row in state.retention])
+    matrix = np.array([[np.nan if v is None else v for v in row] for row in rows])
     n = len(matrix)
     matrix, weights = matrix[:, :n], weights[:n]
+    lived = np.arange(n) > 0  # the days, each alike
     seconds: dict[str, float] = {}
     for line in metrics.read_jsonl(world.workdir / "timings.jsonl")[0]:
         if "/" not in line["phase"]:
@@ -215,7 +253,7 @@ def publish(world: World, state: State, name: str) -> metrics.Summary:
         birth_before=float(matrix[0, 0]),
         birth_after=float(matrix[-1, 0]),
         experiences={k: float(v) for k, v in zip(names[1:n], matrix[-1, 1:], strict=True)},
-        learning_accuracy=float(np.mean(np.diagonal(matrix)[1:])) if n > 1 else None,
+        learning_accuracy=float(retention.learning_accuracy(matrix, lived)) if n > 1 else None,
         backward_transfer=float(retention.backward_transfer(matrix)) if n > 1 else None,
         # Against 0, what a network at random initialisation answers: it writes none of the expected texts.
         forward_transfer=float(retention.forward_transfer(matrix, np.zeros(n))) if n > 1 else None,
@@ -236,15 +274,14 @@ def write_slots(workdir: pathlib.Path, state: State) -> None:
     """Writes slots.json: the slots in use, then those whose nights were taken out."""
 
     def row(slot: Slot, forgotten: bool) -> metrics.Slot:
-        night = slot.nights[-1]
         return metrics.Slot(
             level=slot.level,
             slot=slot.index,
-            night=night,
-            experience=slot.experiences[-1],
+            night=slot.nights[-1],
+            experience=", ".join(slot.experiences),
             documents=slot.documents,
             dreams=slot.dreams,
-            dreams_file=f"dreams/{metrics.dreams_name(night, slot.rem)}",
+            dreams_file=slot.dreams_file,
             merged_from=slot.nights if len(slot.nights) > 1 else (),
             forgotten=forgotten,
             share_of_answers=None if forgotten else slot.share_of_answers,

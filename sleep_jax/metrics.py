@@ -10,7 +10,7 @@ Every file of a work directory that is not a checkpoint is written here and read
     links.jsonl     `Links`, one line a night
     slots.json      a list of `Slot`
     memory.json     {step: {flops, bytes: {argument, output, temp}}}
-    dreams/night-01.jsonl   `Dream`, one a line
+    dreams/night-01.jsonl   `Dream`, one a line; merge-07-1.jsonl where night 7 merged a full level 1
 """
 
 import contextlib
@@ -27,7 +27,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +49,11 @@ class Night:
 class Summary:
     """A finished life in numbers; accuracies in [0, 1], `wall_s` in seconds by phase.
 
-    `final_accuracy` is over everything ever learnt, birth included; `tokens` counts source, dreamt, gradient;
-    `questions` is how many each experience, birth included, is asked.
+    `final_accuracy` is over every question on everything ever learnt, birth included. The others are by
+    `ops.retention`, every experience alike however many questions it has: `learning_accuracy` over the days,
+    transfer and forgetting over birth and the days. `tokens` counts source, dreamt, gradient; `flops` are
+    those of training steps, see `fit.Account`; `questions` is how many each experience, birth included, is
+    asked.
     """
 
     method: str
@@ -76,8 +81,9 @@ class Links:
 
     Attributes:
       awake: accuracy of the awake self on the day's probes.
-      recalled: share of the day's answers that came up in its dreams, or as answers to its inputs where these
-        were at hand.
+      recalled: how evenly the answers to the day's probes came up in its dreams, and as answers to its inputs
+        where these were at hand (`evals.overlap`: 1 when each has its share, less where some came up rarely);
+        None where no dream has a prompt.
       student: accuracy of the student on the day's probes with the new slot forced on.
       after: the same after the night, when the router decides.
       old_before: accuracy on everything earlier, on the morning before; `old_after` the same on the morning
@@ -138,7 +144,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Who wrote a slot: the night and its experience, from how much; and its share of today's answers."""
+    """Who wrote a slot: the last of its nights and all that it holds, from how much; and what it does now."""
 
     level: int
     slot: int
@@ -198,14 +204,11 @@ def write_memory(run: str | os.PathLike, steps: Mapping[str, Mapping[str, Any]])
     _replace(pathlib.Path(run, "memory.json"), _json(steps, indent=2))
 
 
-def dreams_name(night: int, rem: bool = False) -> str:
-    """The file of dreams/ with what a night, or its stage 2, was seeded from."""
-    return f"{'rem' if rem else 'night'}-{night:02d}.jsonl"
-
-
-def write_dreams(run: str | os.PathLike, name: str, dreams: Iterable[Any]) -> None:
-    """Writes <run>/dreams/<name> anew, one dataclass a line."""
-    _replace(pathlib.Path(run, "dreams", name), "".join(map(_json, dreams)))
+def write_dreams(run: str | os.PathLike, name: str, dreams: Iterable[Any]) -> str:
+    """Writes <run>/dreams/<name>.jsonl anew, a dataclass a line; returns its path in the run, for `Slot`."""
+    path = f"dreams/{name}.jsonl"
+    _replace(pathlib.Path(run, path), "".join(map(_json, dreams)))
+    return path
 
 
 def write_links(run: str | os.PathLike, links: Links) -> None:
@@ -300,7 +303,8 @@ class MetricsWriter:
         _cut(self._workdir / "timings.jsonl", None)
         self._metrics = (self._workdir / "metrics.jsonl").open("a", encoding="utf-8")
         self._timings = (self._workdir / "timings.jsonl").open("a", encoding="utf-8")
-        self._boards: dict[tuple[str, int], tensorboardX.SummaryWriter] = {}
+        # tensorboardX's SummaryWriter writes in a thread, whose queue stops the life when the disk is full.
+        self._boards: dict[tuple[str, int], EventsWriter] = {}
 
     def position(self) -> int:
         """Number of lines in metrics.jsonl; belongs into the checkpoint."""
@@ -338,7 +342,9 @@ class MetricsWriter:
         board = self._board(phase, int(cycle), int(step))
         for name, value in values.items():
             if math.isfinite(value):  # TensorBoard has no place for others, and warns.
-                board.add_scalar(f"{phase}/{name}", value, int(step))
+                summary = scalar(f"{phase}/{name}", value)
+                board.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
+        board.flush()
 
     def time(self, phase: str, cycle: int, seconds: float, **info: Any) -> None:
         """Logs what took how long."""
@@ -352,19 +358,19 @@ class MetricsWriter:
         yield
         self.time(phase, cycle, time.perf_counter() - started)
 
-    def _board(self, phase: str, cycle: int, step: int) -> tensorboardX.SummaryWriter:
+    def _board(self, phase: str, cycle: int, step: int) -> EventsWriter:
         """The event file of a phase, opened at its first step in this process; other cycles' are closed."""
         if (phase, cycle) not in self._boards:
             for key in [key for key in self._boards if key[1] != cycle]:
                 self._boards.pop(key).close()
-            # purge_step hides what an interrupted process had logged from this step on. The suffix keeps
-            # files of the same second apart, which tensorboardX would name alike and overwrite.
-            self._boards[phase, cycle] = tensorboardX.SummaryWriter(
-                str(self._workdir / "tb" / f"{cycle:02d}-{phase.replace('/', '-')}"),
-                purge_step=step,
-                flush_secs=20,
-                filename_suffix=f".{self._position}",
-            )
+            folder = self._workdir / "tb" / f"{cycle:02d}-{phase.replace('/', '-')}"
+            folder.mkdir(parents=True, exist_ok=True)
+            # The suffix keeps files of the same second apart, which tensorboardX would name alike and
+            # overwrite. A start hides what an interrupted process had logged from this step on.
+            board = EventsWriter(str(folder / "events"), f".{self._position}")
+            start = SessionLog(status=SessionLog.START)
+            board.write_event(Event(wall_time=time.time(), step=step, session_log=start))
+            self._boards[phase, cycle] = board
         return self._boards[phase, cycle]
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import optax
 
+from sleep_jax.bounds import at_least
 from sleep_jax.types import Tree
 
 
@@ -28,6 +29,9 @@ class OptimConfig:
             raise ValueError(f"lr={self.lr} and clip={self.clip} of an optimiser must be positive")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps and must be in [0, 1)")
+        if not 0 <= self.b2 < 1:
+            raise ValueError(f"b2={self.b2} is not in [0, 1)")
+        at_least(self, "", final=0, weight_decay=0)
 
 
 def _matrices(params: Tree) -> Tree:
@@ -42,7 +46,15 @@ def _matrices(params: Tree) -> Tree:
 
 
 def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps` updates (AdamW: Loshchilov & Hutter 2017, 1711.05101)."""
+    """The optimiser for a run of `steps` updates (AdamW: Loshchilov & Hutter 2017, 1711.05101).
+
+        eta_t = lr t / w                                                       t < w = warmup * steps
+        eta_t = lr (final + (1 - final) (1 + cos(pi (t - w) / (steps - w))) / 2)               after
+        theta <- theta - eta_t (m / (sqrt(v) + eps) + weight_decay theta)
+
+    with m and v Adam's unbiased moments of the gradient, cut to the norm `clip`; eps and b1 are optax's. Only
+    matrices decay.
+    """
     warmup = int(config.warmup * steps)
     schedule = optax.warmup_cosine_decay_schedule(
         config.lr if warmup == 0 else 0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.final

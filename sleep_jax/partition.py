@@ -132,10 +132,12 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
         )
     for i, axis in enumerate(axes):
         if axis is not None and shape[i] % sizes[axis]:
+            of_words = path.rpartition("_")[2][i] == "V"
+            size = "the tokenizer's size (vocab_size)" if of_words else "the size in config.model"
             raise ValueError(
                 f"{path} {list(shape)}: dimension {i} of size {shape[i]} does not divide over "
                 f'{sizes[axis]} devices of mesh axis "{axis}": change config.mesh.{axis}={sizes[axis]} '
-                "or the size in config.model so that one divides the other"
+                f"or {size} so that one divides the other"
             )
     return P(*axes)
 
@@ -177,6 +179,20 @@ class Partitioner:
         own = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
         return jax.device_put(own, self.shardings(tree))
 
+    def check_rows(self, batches: dict[str, int]) -> None:
+        """Makes sure that batches of so many rows, by the keys that say so, divide over the devices.
+
+        Raises:
+          ValueError: those that do not, with their keys and the mesh's.
+        """
+        split = math.prod(self.mesh.shape[axis] for axis in BATCH)
+        if wrong := [f"{key} = {rows}" for key, rows in batches.items() if rows % split]:
+            asked = " * ".join(f"config.mesh.{axis}={self.mesh.shape[axis]}" for axis in BATCH)
+            raise ValueError(
+                f"{', '.join(wrong)} rows do not divide over {asked} = {split} devices: make them multiples "
+                f"of {split}, or change config.mesh"
+            )
+
     def put_batch(self, batch: Tree) -> Tree:
         """Places a batch, its rows split over the mesh axes "data" and "fsdp".
 
@@ -217,7 +233,7 @@ class Partitioner:
           donate: positions of arguments whose memory the step may reuse.
 
         Returns:
-          `run(state, frozen, batch, key) -> (state, metrics)`, with `run.lower` as `jax.jit` has it. The
+          `run(state, frozen, batch, key) -> (state, metrics)`, with `run.trace` as `jax.jit` has it. The
           state comes back placed as `put` places it, the metrics on every device.
 
         Raises:
@@ -295,9 +311,9 @@ class _OnMesh:
         with jax.set_mesh(self._mesh):
             return self._jitted(*args)
 
-    def lower(self, *args):
+    def trace(self, *args):
         with jax.set_mesh(self._mesh):
-            return self._jitted.lower(*args)
+            return self._jitted.trace(*args)
 
 
 def _nothing(tree: Tree) -> Tree:

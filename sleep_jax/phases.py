@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -62,6 +63,28 @@ class State:
         )
 
 
+def claim(workdir: str | os.PathLike, of: Mapping[str, Sequence[str]]) -> None:
+    """Makes sure that what a directory holds is the beginning of this life, or all of it.
+
+    Args:
+      of: as in `World`. Days may have been added at the end since.
+
+    Raises:
+      CheckpointError: a checkpoint there is of another method, seed or data; with what it is and what is
+        asked for.
+    """
+    for meta in checkpoint.metas(workdir):
+        for key, now in of.items():
+            there = meta["of"][key]
+            here = [*now, *["nothing"] * len(there)][: len(there)]
+            if differ := [f"{a} there, {b} now" for a, b in zip(there, here, strict=True) if a != b]:
+                raise checkpoint.CheckpointError(
+                    f"{workdir} holds the checkpoints of another life, {key}: {'; '.join(differ)}. Choose "
+                    "another --workdir, or set back config.method, config.seed or the data "
+                    "(config.data_dir, config.stream) to continue here."
+                )
+
+
 def load(world: World, name: str, like: State) -> State:
     """The state at a boundary; the account becomes what it was then."""
     arrays, meta = checkpoint.load_boundary(world.workdir, name, world.partitioner.abstract(like.arrays()))
@@ -75,6 +98,7 @@ def load(world: World, name: str, like: State) -> State:
 def save(world: World, name: str, state: State) -> None:
     """Preserves a boundary and drops the rolling checkpoints that led to it."""
     meta = {
+        "of": world.of,
         "state": state.record(),
         "account": dataclasses.asdict(world.account),
         "metrics": world.writer.position(),

@@ -108,7 +108,7 @@ def _methods(runs: Sequence[Run], labels: Labels) -> Html:
 
     costs = [
         *((f"{n} tokens", inner("tokens", n), scaled) for n in ("source", "dreamt", "gradient")),
-        ("FLOPs", scalar("flops"), scaled), ("wall time", wall, duration),
+        ("FLOPs of training steps", scalar("flops"), scaled), ("wall time", wall, duration),
         ("peak memory", scalar("peak_rss_bytes"), functools.partial(scaled, unit="B")),
         ("nights rolled back", rolled_back, "{:.3g}".format),
     ]  # fmt: skip
@@ -200,10 +200,10 @@ def _lost(runs: Sequence[Run], labels: Labels) -> Html:
                  "old before", "old after", "outcome"]  # fmt: skip
         tables.append((labels[run.name], counted(len(rows), "night"), table("ntnnnntnnnw", heads, rows, off)))
     return join([
-        el("p", "Of the day's probes: what the awake self knew, what came up in its dreams, what the student "
-           "knows with its new slot forced on, and what is left when the router decides. Every stage is "
-           "raised to what a later one reaches, so that the parts add up; the tables have the values as "
-           "measured."),
+        el("p", "Of the day's probes: what the awake self knew, how evenly their answers came up in its "
+           "dreams, what the student knows with its new slot forced on, and what is left when the router "
+           "decides. Every stage is raised to what a later one reaches, so that the parts add up; the tables "
+           "have the values as measured."),
         legend((text, f"var(--{stage})", "block") for stage, text in STAGES.items()),
         el("div", *charts, class_="grid", style="--least:30rem"), foldable(tables),
     ])  # fmt: skip

@@ -120,8 +120,11 @@ def answer(
     max_new: int,
     batch_size: int,
     adapter: Tree | None = None,
+    whole: bool = False,
 ) -> list[str]:
-    """Greedy answers to the prompts of `questions`; an answer that did not end is what there was of it.
+    """Greedy answers to the prompts of `questions`.
+
+    An answer that did not end is what there was of it, or '' where only `whole` ones will do.
 
     Args:
       model, tok, params, memory: who is asked.
@@ -129,6 +132,7 @@ def answer(
       max_new: most tokens of an answer.
       batch_size: questions answered at once.
       adapter: as in `generate`.
+      whole: for those who would learn from the answers, which must not learn to stop too early.
 
     Raises:
       ValueError: a prompt is blank, or does not leave room for `max_new` tokens in `model.max_len`.
@@ -146,4 +150,5 @@ def answer(
         batch_size=batch_size,
         adapter=adapter,
     )
-    return [tok.decode(ids).strip() for ids in completions(rollout, prompts[1])]
+    told = zip(completions(rollout, prompts[1]), rollout.ended_B, strict=True)
+    return [tok.decode(ids).strip() if ended or not whole else "" for ids, ended in told]

@@ -7,7 +7,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from sleep_jax.bounds import at_least
 from sleep_jax.data.stream import StreamConfig
+from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
 from sleep_jax.optim import OptimConfig
 from sleep_jax.partition import MeshConfig
@@ -29,6 +31,7 @@ class BirthConfig:
     optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.1)
 
     def __post_init__(self):
+        at_least(self, "birth.", epochs=1, batch_rows=1)
         if not 0 <= self.blanks < 1:
             raise ValueError(f"birth.blanks={self.blanks} is not in [0, 1)")
 
@@ -58,6 +61,8 @@ class SleepConfig:
     optim: OptimConfig = OptimConfig(lr=5e-3)
 
     def __post_init__(self):
+        at_least(self, "sleep.", steps=1, batch_rows=1, validate_every=1, patience=1)
+        at_least(self, "sleep.", day_in_context=0, old_dreams=0, new_dreams=0, margin=0)
         if self.day_in_context and not self.day_at_hand:
             raise ValueError(
                 f"sleep.day_in_context={self.day_in_context} puts the day's text before the teacher, but "
@@ -94,13 +99,12 @@ class BaselineConfig:
     optim: OptimConfig = OptimConfig(lr=1e-3)
 
     def __post_init__(self):
+        at_least(self, "baseline.", batch_rows=1, replay_buffer=1, ewc_examples=1)
+        at_least(self, "baseline.", gradient_tokens=0, ewc_strength=0)
         if not 0 <= self.blanks < 1:
             raise ValueError(f"baseline.blanks={self.blanks} is not in [0, 1)")
         if not 0 < self.replay_share < 1:
             raise ValueError(f"baseline.replay_share={self.replay_share} is not in (0, 1)")
-        for key in ("batch_rows", "replay_buffer", "ewc_examples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"baseline.{key}={getattr(self, key)} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +129,11 @@ class PassagesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that one command needs."""
+    """Everything that one command needs.
+
+    Raises:
+      ValueError: a value outside its range, or two settings that disagree.
+    """
 
     study: Literal["life", "incorporation"] = "life"  # what is done with the configuration
     method: str = "sleep"  # one method, or several separated by commas; the first is the main one
@@ -136,7 +144,8 @@ class Config:
     vocab_size: int = 1024  # of the tokenizer trained at birth, an upper bound
     row_length: int = 64  # tokens per packed row
     answer_tokens: int = 16  # most tokens of an answer
-    eval_batch: int = 256  # questions answered at once
+    eval_batch: int = 256  # questions answered at once; a quarter as many rows are scored at once
+    micro_batches: int = 1  # parts that training batches are split in, one after another: memory for time
     checkpoint_every: int = 96  # steps between rolling checkpoints
     log_every: int = 10  # steps between lines of metrics
     stream: StreamConfig = StreamConfig()
@@ -151,11 +160,20 @@ class Config:
     passages: PassagesConfig = PassagesConfig()
 
     def __post_init__(self):
+        if not self.method.strip(", "):
+            raise ValueError(f"method={self.method!r} names no method: name one, or several with commas")
+        at_least(self, "", seed=0, seeds=1, vocab_size=1, row_length=1, answer_tokens=1)
+        at_least(self, "", eval_batch=4, checkpoint_every=1, log_every=1, micro_batches=1)
         if self.checkpoint_every % self.sleep.imitate.refresh:
             raise ValueError(
                 f"checkpoint_every={self.checkpoint_every} is not a multiple of sleep.imitate.refresh="
                 f"{self.sleep.imitate.refresh}: a checkpoint must fall between two rounds of sampling"
             )
+        for key, count in self.rows().items():
+            if count % self.micro_batches:
+                raise ValueError(
+                    f"{key}={count} rows do not divide into micro_batches={self.micro_batches} parts"
+                )
         if self.row_length > self.model.max_len:
             raise ValueError(f"row_length={self.row_length} exceeds model.max_len={self.model.max_len}")
         for key, new in {
@@ -164,8 +182,6 @@ class Config:
             "sleep.recall.answer_max_new": self.sleep.recall.answer_max_new,
             "sleep.imitate.max_new": self.sleep.imitate.max_new,
         }.items():
-            if new < 1:
-                raise ValueError(f"{key}={new} must be at least 1")
             if new >= self.model.max_len:
                 raise ValueError(
                     f"{key}={new} tokens leave no room for a prompt in model.max_len={self.model.max_len}"
@@ -175,6 +191,26 @@ class Config:
                 f"memory.periods[0]={self.memory.periods[0]} is not a multiple of row_length="
                 f"{self.row_length}: a waking chunk is whole rows"
             )
+        if len(self.wake.lr) != len(self.memory.periods):
+            raise ValueError(
+                f"wake.lr={self.wake.lr} has {len(self.wake.lr)} entries for the {len(self.memory.periods)} "
+                f"levels of memory.periods={self.memory.periods}"
+            )
+        memory_lib.levels(self.model, self.memory)  # raises where a level would own nothing
+        if self.sleep.day_in_context and self.row_length >= self.model.max_len:
+            raise ValueError(
+                f"sleep.day_in_context={self.sleep.day_in_context} puts documents before a row, but "
+                f"row_length={self.row_length} fills model.max_len={self.model.max_len}: lower the one or "
+                "raise the other"
+            )
+
+    def rows(self) -> dict[str, int]:
+        """Rows of every batch that an optimiser step takes, by the keys that say so."""
+        rows = {f"{k}.batch_rows": getattr(self, k).batch_rows for k in ("birth", "sleep", "baseline")}
+        if self.sleep.seed.alpha < 1 or self.sleep.seed.on_policy > 0:
+            practice = self.sleep.imitate
+            rows["sleep.imitate.prompts * sleep.imitate.samples"] = practice.prompts * practice.samples
+        return rows
 
 
 def load(values: Mapping[str, Any]) -> Config:

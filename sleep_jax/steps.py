@@ -22,7 +22,8 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
     Args:
       objective: what to minimise over `state.params`; `frozen` is never differentiated.
       optimizer: applied once per step.
-      micro_batches: M, how many equal parts the batch's leading axis is processed in, one after another.
+      micro_batches: M, how many equal parts the batch's leading axis is processed in, one after another. All
+        of them get the same key, as all devices do: randomness of a row has to travel in the batch.
 
     Returns:
       The step. `reduce` sums a pytree over mapped devices (identity under jit). Metrics hold every term, the
@@ -37,9 +38,12 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
         rows, rest = divmod(x.shape[0], micro_batches)
         if rest:
             raise ValueError(
-                f"a batch of {x.shape[0]} rows does not divide into {micro_batches} micro-batches"
+                f'a batch of {x.shape[0]} rows (of each device in mode "map") does not divide into '
+                f"micro_batches={micro_batches} parts: change one to fit the other"
             )
-        return x.reshape(micro_batches, rows, *x.shape[1:])
+        # Neighbours into different parts: rows are split over devices in blocks, and every device shall have
+        # its share of every part.
+        return x.reshape(rows, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
     def step(state: TrainState, frozen: Tree, batch: Tree, key: Array, *, reduce=lambda tree: tree):
         counts = reduce(objective.counts(batch))
@@ -51,18 +55,16 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
 
         gradient = jax.grad(loss, has_aux=True)
 
-        def accumulate(total, xs):
-            part, key = xs
+        def accumulate(total, part):
             return jax.tree.map(jnp.add, total, gradient(state.params, part, key)), None
 
         if micro_batches == 1:
             grads, metrics = gradient(state.params, batch, key)
         else:
             parts = jax.tree.map(divide, batch)
-            keys = jax.random.split(key, micro_batches)
             first = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), key)
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-            (grads, metrics), _ = jax.lax.scan(accumulate, zero, (parts, keys))
+            (grads, metrics), _ = jax.lax.scan(accumulate, zero, parts)
         grads, metrics = reduce((grads, metrics))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -73,6 +73,9 @@ def make(model: Model, config: WakeConfig, chunks: int):
 
         theta_l <- theta_l - eta_l clip(mean gradient of the last C_l tokens)   if C_l divides the clock   (2)
 
+    and at the day's last chunk, whose evening would find a slower level's last gradients unwritten and the
+    morning after it a memory that is empty.
+
     The chunk is one batch of packed rows of C_1 positions in all. Its loss is taken before any write
     (predict, then update), so no token sees an update that holds its own target. A slower level accumulates
     the gradients of the chunks in between, each taken at the then-current faster levels. Eq. 2 sums over the
@@ -82,22 +85,14 @@ def make(model: Model, config: WakeConfig, chunks: int):
 
     Args:
       model: its `memory_config` says which weights are written how often.
-      config: how.
+      config: how, with one learning rate per level.
       chunks: length of the day, over which the rates fall.
 
     Returns:
       The step. `frozen` is `(params, memory)`, whose own fast level is not read; metrics are the loss, the
       norm of the fastest level's mean gradient before clipping, and the writes of each level so far.
-
-    Raises:
-      ValueError: the number of learning rates is not the number of levels.
     """
     periods = model.memory_config.periods
-    if len(config.lr) != len(periods):
-        raise ValueError(
-            f"wake.lr={config.lr} has {len(config.lr)} entries for the {len(periods)} levels of "
-            f"memory.periods={periods}"
-        )
     level_NF = memory_lib.levels(model.config, model.memory_config)
     owner = {"gate_NDF": level_NF[:, None], "up_NDF": level_NF[:, None], "down_NFD": level_NF[:, :, None]}
     lr_L = jnp.array(config.lr, jnp.float32)
@@ -127,7 +122,7 @@ def make(model: Model, config: WakeConfig, chunks: int):
         gradient = jax.tree.map(jnp.add, state.gradient, gradient)
         tokens_L = state.tokens_L + nll.count
         clock = state.clock + periods[0]
-        due_L = clock % jnp.array(periods) == 0
+        due_L = (clock % jnp.array(periods) == 0) | (clock == periods[0] * chunks)
 
         per_token = spread(1 / jnp.where(tokens_L > 0, tokens_L, 1.0))
         mean = {k: gradient[k] * per_token[k] for k in owner}
@@ -160,14 +155,5 @@ def make(model: Model, config: WakeConfig, chunks: int):
 
 
 def rows_per_chunk(model: Model, row_length: int) -> int:
-    """Rows of a batch that make one chunk of C_1 positions.
-
-    Raises:
-      ValueError: the rows do not fill the period.
-    """
-    period = model.memory_config.periods[0]
-    if period % row_length:
-        raise ValueError(
-            f"memory.periods[0]={period} is not a multiple of row_length={row_length}: a chunk is whole rows"
-        )
-    return period // row_length
+    """Rows of a batch that make one chunk of C_1 positions, a multiple of `row_length`."""
+    return model.memory_config.periods[0] // row_length

@@ -80,6 +80,11 @@ def test_a_misspelt_key_of_a_study_is_told_the_nearest(study, key, near):
         settings.load(values)
 
 
+def test_practice_that_is_off_need_not_divide_into_micro_batches():
+    off = {"seed": {"alpha": 1.0, "on_policy": 0.0}, "imitate": {"prompts": 2, "samples": 3}}
+    assert settings.load({"micro_batches": 4, "sleep": off}).micro_batches == 4
+
+
 @pytest.mark.parametrize(
     "values, wanted",
     [
@@ -87,6 +92,14 @@ def test_a_misspelt_key_of_a_study_is_told_the_nearest(study, key, near):
         ({"sleep": {"recall": {"max_new": 70}}}, "sleep.recall.max_new=70 .*model.max_len=64"),
         ({"sleep": {"recall": {"answer_max_new": 64}}}, "sleep.recall.answer_max_new=64 .*model.max_len=64"),
         ({"answer_tokens": 0}, "answer_tokens=0 must be at least 1"),
+        ({"micro_batches": 0}, "micro_batches=0 must be at least 1"),
+        ({"micro_batches": 3}, "birth.batch_rows=16 rows do not divide into micro_batches=3 parts"),
+        ({"micro_batches": 4, "sleep": {"batch_rows": 18}}, "sleep.batch_rows=18 rows .*micro_batches=4"),
+        ({"micro_batches": 4, "baseline": {"batch_rows": 2}}, "baseline.batch_rows=2 rows .*micro_batches=4"),
+        (
+            {"micro_batches": 4, "sleep": {"imitate": {"prompts": 2, "samples": 3}}},
+            r"sleep.imitate.prompts \* sleep.imitate.samples=6 rows do not divide into micro_batches=4",
+        ),
         ({"sleep": {"recall": {"temperature": 0.0}}}, "sleep.recall.temperature=0.0 must be above 0"),
         ({"sleep": {"recall": {"batch_size": 0}}}, "sleep.recall.batch_size=0 must be at least 1"),
         ({"baseline": {"replay_share": 1.0}}, "baseline.replay_share=1.0"),

@@ -65,6 +65,16 @@ def test_a_match_has_all_of_f1_and_is_contained():
             grader(["one"], ["one", "two"])
 
 
+def test_overlap_is_one_minus_the_total_variation():
+    given, wanted = ["Oslo", "oslo!", "Bergen", "Rome"], ["Bergen", "Oslo", "Paris"]
+    total_variation = (abs(2 / 4 - 1 / 3) + abs(1 / 4 - 1 / 3) + 1 / 4 + 1 / 3) / 2
+    assert evals.overlap(given, wanted) == pytest.approx(1 - total_variation)
+    assert evals.overlap(wanted * 3, wanted) == pytest.approx(1)
+    assert evals.overlap(["Oslo"], ["Rome"]) == 0
+    with pytest.raises(ValueError, match="overlap of 0 answers with 3"):
+        evals.overlap([], wanted)
+
+
 def probes(*answers):
     return [Example(f"question {a}", a) for a in answers]
 

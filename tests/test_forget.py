@@ -10,6 +10,7 @@ import lives
 import numpy as np
 import pytest
 from equality import bit_equal
+from slots import read_slot
 
 from sleep_jax import checkpoint, forgetting, life, settings
 from sleep_jax.data import encoding, stream
@@ -76,7 +77,7 @@ def test_the_last_night_taken_out_restores_the_evening_before_bit_for_bit(ended,
     assert checkpoint.boundaries(ended)[-1] == "002-forget-2"
     assert bit_equal(before, logits(after, memory_lib.rest(after.memory))) == []
     assert bit_equal(evening.params, after.params) == []
-    assert not any(np.asarray(x).any() for x in memory_lib.read_slot(after.memory, 0, 1).values())
+    assert not any(np.asarray(x).any() for x in read_slot(after.memory, 0, 1).values())
     assert [s.nights for s in after.slots] == [(1,)] and [s.nights for s in after.forgotten] == [(2,)]
     assert after.retention == morning.retention[:2]
     assert [(n.night, n.outcome) for n in after.nights][-1] == (2, "forgotten")
@@ -96,7 +97,7 @@ def test_an_earlier_night_leaves_the_later_ones_as_they_are(ended, model, logits
     forgetting.forget(ended, [1])
     after = at(model, ended)
     assert np.asarray(after.memory.active_LE).tolist() == [[False, True, False]]
-    kept = (memory_lib.read_slot(s.memory, 0, 1) for s in (morning, after))
+    kept = (read_slot(s.memory, 0, 1) for s in (morning, after))
     assert bit_equal(*kept) == []
     masked = memory_lib.with_active(morning.memory, after.memory.active_LE)
     assert bit_equal(logits(morning, masked), logits(after, after.memory)) == []

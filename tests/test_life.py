@@ -15,7 +15,7 @@ import pytest
 from equality import bit_equal
 
 from configs import clinc150
-from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, trees
+from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, steps, trees
 from sleep_jax.data import stream
 from sleep_jax.types import Mean, TrainState
 
@@ -49,6 +49,8 @@ def test_a_life_that_is_killed_again_and_again_is_bit_for_bit_one_that_never_was
     assert checkpoint.boundaries(workdir) == checkpoint.boundaries(lived)
     for record in RECORDS:
         assert (workdir / record).read_text() == (lived / record).read_text(), record
+    ends = [json.loads((path / "summary.json").read_text()) for path in (workdir, lived)]
+    assert ends[0]["tokens"] == ends[1]["tokens"] and ends[0]["flops"] == ends[1]["flops"]
     # It went on in the middle: from step 2, both of the day and of the night.
     once, again = ({t["phase"]: t.get("steps") for t in first_day(path)} for path in (lived, workdir))
     assert [once[k] - again[k] for k in ("wake/fit", "sleep/fit")] == [2, 2]
@@ -93,19 +95,19 @@ def world(path):
     account = fit.Account()
     part = partition.Partitioner(partition.MeshConfig(), jax.devices()[:1])
     writer = metrics.MetricsWriter(path, life.phases.position(path))
-    return fit.World(lives.config(), 0, path, None, None, None, part, writer, account)
+    return fit.World(lives.config(), 0, path, None, None, None, part, writer, account, {})
 
 
-def toy(path, losses, count=8):
-    """Runs a fit whose held-out losses are given; returns what it says and the lines that it wrote."""
+def toy(path, losses, count=8, phase="001-toy", x=1.0):
+    """Runs a fit from x whose held-out losses are given; returns what it says and the lines that it wrote."""
     from sleep_jax.data import pipeline
 
     given = iter(losses)
-    state = TrainState(jnp.int32(0), {"x_L": jnp.ones(1)}, ())
+    state = TrainState(jnp.int32(0), {"x_L": jnp.full(1, x)}, ())
     batches = pipeline.batches(np.arange(8), 2, 0, epochs=None)
     early = fit.Early(lambda params: next(given), every=2, patience=1)
     here = world(path)
-    trained, report = fit.fit(here, "001-toy", 1, Toy().step, state, None, batches, count, early=early)
+    trained, report = fit.fit(here, phase, 1, Toy().step, state, None, batches, count, early=early)
     return float(trained.params["x_L"][0]), report, (path / "metrics.jsonl").read_text()
 
 
@@ -123,9 +125,22 @@ TOY = {
 }
 
 
-def test_a_held_out_loss_that_is_not_finite_is_told(tmp_path):
-    with pytest.raises(FloatingPointError, match="001-toy step 4: the held-out loss is nan"):
-        toy(tmp_path, [1.0, float("nan")])
+@pytest.mark.parametrize(
+    "phase, rate",
+    [
+        ("000-birth", "birth.optim.lr"),
+        ("001-wake", "wake.lr"),
+        ("001-sleep", "sleep.optim.lr"),
+        ("012-sleep-merge0", "sleep.optim.lr"),
+        ("001-train", "baseline.optim.lr"),
+    ],
+)
+def test_what_is_not_finite_is_told_with_the_rate_to_lower(tmp_path, phase, rate):
+    with pytest.raises(FloatingPointError, match=f"^{phase} step 4: the held-out loss is nan: lower {rate}$"):
+        toy(tmp_path / "look", [1.0, float("nan")], phase=phase)
+    said = rf"^{phase} step 1: not finite: {{'loss': nan}}: lower {rate}$"
+    with pytest.raises(FloatingPointError, match=said):
+        toy(tmp_path / "loss", [1.0], phase=phase, x=float("nan"))
 
 
 def test_what_a_resumed_process_repeats_is_not_written_twice(tmp_path):
@@ -156,6 +171,35 @@ def test_every_method_lives_a_day_and_tells_what_it_spent(born, tmp_path):
     for name, tokens in spent.items():
         dreams = name.startswith("sleep") or name in ("opsd", "generative_replay")
         assert (tokens["gradient"] > 0, tokens["dreamt"] > 0) == (name != "in_context", dreams), name
+
+
+def test_a_life_whose_batches_are_split_takes_the_same_steps(born, tmp_path, monkeypatch):
+    make, parts, lines = steps.make, [], []
+
+    def spied(objective, optimizer, micro_batches=1):
+        parts.append(micro_batches)
+        return make(objective, optimizer, micro_batches)
+
+    monkeypatch.setattr(steps, "make", spied)
+    for split in (1, 2):
+        config = lives.config(
+            birth={"checkpoint": str(born)},
+            method="sleep,sequential",
+            stream={"days": 1},
+            sleep={"steps": 3},
+            micro_batches=split,
+        )
+        life.run(config, str(tmp_path / str(split)))
+        files = [tmp_path / str(split) / name / "metrics.jsonl" for name in ("sleep", "sequential")]
+        lines.append([line for file in files for line in metrics.read_jsonl(file)[0]])
+    life.birth(
+        lives.config(birth={"epochs": 1}, micro_batches=2), 0, tmp_path / "birth", stream.load(config.stream)
+    )
+    assert parts == [1, 1, 2, 2, 2], "a night, a day of fine-tuning; a birth"
+    phases = [[line.pop("phase") for line in ours] for ours in lines]
+    assert phases[0] == phases[1] and {"sleep", "train"} < set(phases[0])
+    for whole, split in zip(*lines, strict=True):
+        assert split == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
 INTENTS = {
@@ -224,6 +268,34 @@ def test_a_directory_of_another_life_is_not_touched(lived, born):
     assert sorted(lived.rglob("*")) == before
 
 
+def test_the_life_of_one_method_is_not_passed_off_as_that_of_another(lived, born):
+    other = lives.config(birth={"checkpoint": str(born)}, method="sleep_no_semantic")
+    before = {p: p.stat().st_mtime_ns for p in sorted(lived.rglob("*"))}
+    refused(other, lived, checkpoint.CheckpointError, "method: sleep there, sleep_no_semantic now")
+    assert {p: p.stat().st_mtime_ns for p in sorted(lived.rglob("*"))} == before
+
+
+def test_a_life_does_not_go_on_with_other_data(intents, tmp_path, monkeypatch):
+    class Lived(Exception):
+        pass
+
+    def no_time(*_):
+        raise Lived
+
+    small = {k: v for k, v in lives.SMALL.items() if k != "stream"}
+    values = lives.changed(small, stream={"source": "clinc150"}, birth={"epochs": 1}, data_dir=str(intents))
+    config, root = settings.load(values), tmp_path / "life"
+    monkeypatch.setitem(methods.METHODS, "sleep", methods.base.Method((("wake", no_time),)))
+    with pytest.raises(Lived):
+        life.run(config, str(root))
+    file = intents / "clinc150" / "data_full.json"
+    file.write_text(file.read_text().replace("do boil the egg", "will you boil the egg"))
+    refused(config, root, checkpoint.CheckpointError, r"data: birth of 12 \(.* there, birth of 12 \(.* now")
+    file.write_text(file.read_text().replace("will you boil the egg", "do boil the egg"))
+    with pytest.raises(Lived):
+        life.run(config, str(root))
+
+
 def test_a_birth_of_another_architecture_is_refused_with_the_arrays(born, tmp_path):
     other = lives.config(birth={"checkpoint": str(born)}, model={"ff": 48})
     refused(other, tmp_path, checkpoint.CheckpointError, r"gate_NDF: float32\[1, 32, 64\]")
@@ -266,9 +338,38 @@ def test_a_folder_that_is_no_birth_is_refused(born, tmp_path):
     )
 
 
-def test_a_document_longer_than_a_row_is_found_before_anything_is_trained(born, tmp_path):
-    config = lives.config(birth={"checkpoint": str(born)}, row_length=8)
-    refused(config, tmp_path, ValueError, r"tokens does not fit into 8 \(keys row_length, model.max_len\)")
-    asked = lives.config(birth={"checkpoint": str(born)}, answer_tokens=26)
-    refused(asked, tmp_path / "asked", ValueError, "tokens does not fit into 6")
-    assert not (tmp_path / "phases").exists() and not (tmp_path / "asked" / "phases").exists()
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"row_length": 8}, r"tokens does not fit into 8 \(row_length\)"),
+        ({"answer_tokens": 26}, r"tokens does not fit into 6 \(model.max_len - answer_tokens\)"),
+        (
+            {"sleep": {"recall": {"answer_max_new": 24}}},
+            r"tokens does not fit into 8 \(model.max_len - sleep.recall.answer_max_new\)",
+        ),
+        ({"stream": {"source": "documents", "path": "nowhere"}}, "nowhere"),
+        ({"sleep": {"imitate": {"semantic": "judge"}}, "vocab_size": 300}, "begin with the same token"),
+    ],
+)
+def test_what_cannot_be_lived_is_found_before_birth_and_the_directory_takes_what_is_put_right(
+    changes, said, tmp_path, monkeypatch
+):
+    class Born(Exception):
+        pass
+
+    def no_time(*_):
+        raise Born
+
+    monkeypatch.setattr(life, "fit", no_time)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        life.run(lives.config(**changes), str(tmp_path))
+    with pytest.raises(Born):
+        life.run(lives.config(), str(tmp_path))
+
+
+def test_answers_that_do_not_fit_are_told_of(born, tmp_path, capsys):
+    for room, said in ((2, "day 1: 2 of 4 answers do not fit into answer_tokens=2 tokens"), (10, None)):
+        config = lives.config(birth={"checkpoint": str(born)}, answer_tokens=room)
+        life.birth(config, 0, tmp_path, stream.load(config.stream))
+        told = capsys.readouterr().out
+        assert said in told if said else "answer_tokens" not in told

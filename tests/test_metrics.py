@@ -121,9 +121,8 @@ def test_records_are_strict_json_and_replaced_as_a_whole(tmp_path):
 def test_dreams_keep_any_text(tmp_path):
     odd = 'ünï "quoted" \n\t\x00 \ud800 \U0001f4a4 \u2028'
     dream = metrics.Dream(3, "awake", odd, odd, "travel", None, True)
-    assert metrics.dreams_name(3) == "night-03.jsonl" and metrics.dreams_name(3, rem=True) == "rem-03.jsonl"
-    metrics.write_dreams(tmp_path, "night-03.jsonl", [dream, dream])
-    path = pathlib.Path("dreams", "night-03.jsonl")
+    path = metrics.write_dreams(tmp_path, "night-03", [dream, dream])
+    assert path == "dreams/night-03.jsonl"
     assert metrics.read_jsonl(tmp_path / path) == ([dataclasses.asdict(dream)] * 2, 0)
 
 

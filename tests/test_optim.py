@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slots import read_slot
 
 from sleep_jax import optim, trees
-from sleep_jax.model import memory as memory_lib
 from sleep_jax.optim import OptimConfig
 
 
@@ -55,7 +55,7 @@ def test_only_matrices_decay_and_stacking_over_layers_makes_no_matrix(tiny):
     model = tiny(qk_norm=True, qkv_bias=True, tie_embeddings=False)
     key = jax.random.key(0)
     memory = jax.eval_shape(model.init_memory, key)
-    slot = jax.eval_shape(lambda m: memory_lib.read_slot(m, 0, 0), memory)
+    slot = jax.eval_shape(lambda m: read_slot(m, 0, 0), memory)
     tree = {"params": jax.eval_shape(model.init, key), "slot": slot, "bank": memory.bank}
     optimizer = optim.make(OptimConfig(lr=0.5, warmup=0.0, weight_decay=0.2), 10)
 

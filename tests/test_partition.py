@@ -143,10 +143,10 @@ def test_lowering_tells_memory_before_the_first_step():
     partitioner = Partitioner(MeshConfig(fsdp=2))
     state = partitioner.abstract(jax.eval_shape(lambda: {"up_NDF": jnp.zeros((2, 8, 8))}))
     frozen = {"scale": jnp.ones(1)}
-    lowered = partitioner.compile(sum_up).lower(
+    traced = partitioner.compile(sum_up).trace(
         state, frozen, partitioner.put_batch(batch()), jax.random.key(0)
     )
-    assert lowered.compile().memory_analysis().argument_size_in_bytes >= 2 * 8 * 8 * 4 // 2
+    assert traced.lower().compile().memory_analysis().argument_size_in_bytes >= 2 * 8 * 8 * 4 // 2
 
 
 def test_bare_specs_inside_a_step_find_the_mesh():
@@ -238,7 +238,14 @@ def test_a_dimension_that_does_not_divide_is_named(axis, dimension):
     with pytest.raises(ValueError) as error:
         Partitioner(MeshConfig(**{axis: 4})).put(tree)
     assert f"attn/k_NDJK [2, 6, 6, 4]: dimension {dimension} of size 6" in str(error.value)
-    assert f"config.mesh.{axis}=4" in str(error.value)
+    assert f"config.mesh.{axis}=4 or the size in config.model" in str(error.value)
+
+
+@pytest.mark.parametrize("path, shape", [("mu/embed/table_VD", (6, 4)), ("head/kernel_DV", (4, 6))])
+def test_the_number_of_words_is_the_tokenizers(path, shape):
+    said = r"of size 6 .* config.mesh.model=4 or the tokenizer's size \(vocab_size\)"
+    with pytest.raises(ValueError, match=said):
+        spec(path, shape, {"data": 1, "fsdp": 4, "model": 4})
 
 
 FSDP_MODEL = {
@@ -280,3 +287,11 @@ def test_every_known_parameter_has_its_rule(path):
 def test_the_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         MeshConfig().data = 2
+
+
+def test_batches_that_do_not_divide_are_named_with_their_keys():
+    here = Partitioner(MeshConfig(data=2, fsdp=2, model=2))
+    here.check_rows({"a.rows": 8, "b.rows": 4})
+    with pytest.raises(ValueError, match=r"^b.rows = 6, c = 2 rows do not .* config.mesh.data=2 \* "):
+        here.check_rows({"a.rows": 8, "b.rows": 6, "c": 2})
+    Partitioner(MeshConfig(), jax.devices()[:1]).check_rows({"b.rows": 7})

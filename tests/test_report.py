@@ -69,9 +69,8 @@ def make_run(path, method, seed, fall, rng, slept=True):
             )
             for i in range(300)
         ]  # fmt: skip
-        file = metrics.dreams_name(k)
-        metrics.write_dreams(path, file, dreams)
-        slots.append(metrics.Slot(1, k - 1, k, NAMES[k], 1500, 300, str(file), [], k == 4, 0.15 + k / 100))
+        file = metrics.write_dreams(path, f"night-{k:02d}", dreams)
+        slots.append(metrics.Slot(1, k - 1, k, NAMES[k], 1500, 300, file, [], k == 4, 0.15 + k / 100))
     if slept:
         metrics.write_slots(path, slots)
 
@@ -118,7 +117,8 @@ class Balanced(html.parser.HTMLParser):
 def test_page_is_well_formed_and_self_contained(page):
     assert "script" not in Balanced(page).tags
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|url\(|@import|https?://""", page)
-    assert "nan" not in re.findall(r' (?:d|x|y|points|width)="[^"]*"', page) and "NaN" not in page
+    drawn = re.findall(r' (?:d|x|y|points|width)="[^"]*"', page)
+    assert drawn and not any("nan" in attribute for attribute in drawn) and "NaN" not in page
 
 
 def test_every_section_has_its_content(page):
@@ -126,6 +126,7 @@ def test_every_section_has_its_content(page):
     assert [heading for _, heading, _ in report.SECTIONS] == text["h2"]
     assert "No " not in "".join(text["p"])
     assert {"seed · kl", "Learnt since birth", "sleep · seed 2"} <= set(text["b"])
+    assert "FLOPs of training steps" in text["th"]
 
 
 def test_texts_of_dreams_are_escaped(page):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -216,3 +217,14 @@ def test_answers_come_in_the_order_of_the_questions(max_new, tok, parrot):
     ask = functools.partial(rollout.answer, parrot, tok, {}, None, max_new=max_new, batch_size=2)
     assert ask(questions) == ["red", "green", "blue", "white", "black"]
     assert ask([]) == []
+
+
+def test_answers_that_did_not_end_are_blank_to_those_who_want_whole_ones(tok, parrot):
+    def cut(params, prompts_BT, lengths_B, keys_B, sampling, *, memory):
+        out = parrot.decode(params, prompts_BT, lengths_B, keys_B, sampling, memory=memory)
+        return dataclasses.replace(out, ended_B=prompts_BT[:, 1] != tok.encode(" red")[0])
+
+    hasty = dataclasses.replace(parrot, decode=cut)
+    ask = functools.partial(rollout.answer, hasty, tok, {}, None, max_new=4, batch_size=2)
+    questions = [Example("red", "?"), Example("green", "?")]
+    assert ask(questions) == ["red", "green"] and ask(questions, whole=True) == ["", "green"]

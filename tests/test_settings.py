@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import typing
 
 import pytest
@@ -22,7 +23,7 @@ def test_values_arrive_where_they_belong():
             "memory": {"periods": [64, 128], "reading": "width"},
             "birth": {"optim": {"lr": 0.5}},
             "sleep": {"margin": 1, "day_at_hand": False, "optim": {"clip": 2}},
-            "wake": {"lr": 0.25},
+            "wake": {"lr": [0.25, 1]},
         }
     )
     assert (config.seed, config.method) == (7, "sleep,sequential")
@@ -32,7 +33,7 @@ def test_values_arrive_where_they_belong():
     # What a group leaves out keeps the default of that very group, which is not that of its class.
     assert config.birth.optim == dataclasses.replace(Config().birth.optim, lr=0.5) != OptimConfig(lr=0.5)
     assert config.sleep.optim == dataclasses.replace(Config().sleep.optim, clip=2.0) != OptimConfig(clip=2.0)
-    assert config.wake.lr == (0.25,)
+    assert config.wake.lr == (0.25, 1.0)
     touched = {"seed", "method", "memory", "birth", "sleep", "wake"}
     for field in dataclasses.fields(Config):
         if field.name not in touched:
@@ -92,12 +93,82 @@ def test_a_value_of_another_type_is_named_with_its_key(values, said):
         ({"sleep": {"optim": {"lr": -1.0}}}, r"config.sleep.optim: lr=-1.0"),
         ({"row_length": 65, "memory": {"periods": (130,)}}, r"row_length=65 exceeds model.max_len=64"),
         ({"row_length": 48}, r"memory.periods\[0\]=512 is not a multiple of row_length=48"),
+        (
+            {"memory": {"periods": (64, 128)}, "wake": {"lr": 0.5}},
+            r"wake.lr=\(0.5,\) has 1 entries for the 2 levels of memory.periods=\(64, 128\)",
+        ),
+        (
+            {"memory": {"periods": (64, 128)}, "wake": {"lr": (1, 1)}, "model": {"layers": 1}},
+            r"memory.periods=\(64, 128\) names 2 levels but only 1 of 1 layers are theirs \(model.layers",
+        ),
+        (
+            {"sleep": {"day_in_context": 2}},
+            r"sleep.day_in_context=2 .* row_length=64 fills model.max_len=64",
+        ),
         ({"checkpoint_every": 97}, r"checkpoint_every=97 is not a multiple of sleep.imitate.refresh=8"),
     ],
 )
 def test_settings_that_disagree_are_named_with_both_values(values, said):
     with pytest.raises(ValueError, match=said):
         settings.load(values)
+
+
+def nested(key, value):
+    """The mapping in which one dotted key is set."""
+    for group in reversed(key.split(".")):
+        value = {group: value}
+    return value
+
+
+LEAST = {
+    "": {"seed": 0, "seeds": 1, "vocab_size": 1, "row_length": 1, "answer_tokens": 1, "eval_batch": 4}
+    | {"checkpoint_every": 1, "log_every": 1},
+    "stream.": {"seed": 0, "days": 0, "people_at_birth": 1, "people_per_day": 1, "attributes": 1},
+    "model.": {"vocab_size": 1, "width": 1, "layers": 1, "heads": 1, "kv_heads": 1, "ff": 1, "max_len": 1}
+    | {"head_size": 2, "unroll": 1, "norm_eps": 0.0},
+    "memory.": {"slow_levels": 1, "rank": 1},
+    "birth.": {"epochs": 1, "batch_rows": 1},
+    "wake.": {"passes": 1},
+    "sleep.": {"steps": 1, "batch_rows": 1, "validate_every": 1, "patience": 1, "margin": 0.0}
+    | {"day_in_context": 0, "old_dreams": 0, "new_dreams": 0},
+    "sleep.seed.": {"kl_clip": 0.0, "prompt_weight": 0.0, "routing": 0.0},
+    "sleep.recall.": {"max_new": 1, "rounds": 1, "surplus": 1.0, "batch_size": 1, "answer_max_new": 1},
+    "sleep.imitate.": {"z0": 0, "max_new": 1, "refresh": 1},
+    "baseline.": {"batch_rows": 1, "replay_buffer": 1, "ewc_examples": 1, "gradient_tokens": 0}
+    | {"ewc_strength": 0.0},
+}
+BOUNDS = {group + key: least for group, keys in LEAST.items() for key, least in keys.items()}
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *((key, least - 1) for key, least in BOUNDS.items()),
+        ("sleep.margin", float("nan")),
+        ("model.head_size", 0),
+        ("model.head_size", 7),
+        ("model.rope_theta", 0.0),
+        ("model.param_dtype", "flot32"),
+        ("model.compute_dtype", "int32"),
+        ("method", ""),
+        ("method", " , "),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_by_its_key(key, value):
+    with pytest.raises(ValueError, match=rf"(?<![\w.]){re.escape(f'{key}={value!r}')}"):
+        settings.load(nested(key, value))
+
+
+@pytest.mark.parametrize("key", [key for key, least in BOUNDS.items() if not least] + ["eval_batch"])
+def test_the_least_value_is_accepted(key):
+    settings.load(nested(key, BOUNDS[key]))
+
+
+@pytest.mark.parametrize("key, value", [("weight_decay", -0.1), ("final", -0.1), ("b2", 1.0)])
+def test_an_optimiser_is_named_by_its_group(key, value):
+    for group in ("birth", "sleep", "baseline"):
+        with pytest.raises(ValueError, match=rf"config.{group}.optim: {key}={value} "):
+            settings.load({group: {"optim": {key: value}}})
 
 
 def leaves(cls, prefix=""):

@@ -9,8 +9,10 @@ import pytest
 from equality import bit_equal
 
 from sleep_jax import losses, steps
+from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops.masked import masked_mean
 from sleep_jax.partition import MeshConfig, Partitioner
+from sleep_jax.sleep import consolidate
 from sleep_jax.types import Batch, Mean, Memory, Objective, TrainState
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -24,7 +26,7 @@ def rows(n=8):
     rng = np.random.default_rng(0)
     x_BD = rng.normal(size=(n, 3)).astype(np.float32)
     near_B, far_B = (rng.random(n) < 0.7).astype(np.float32), rng.random(n).astype(np.float32)
-    near_B[:2] = 0  # the first micro-batch of four counts nothing in one term
+    near_B[::4] = 0  # the first micro-batch of four counts nothing in one term
     return {"x_BD": x_BD, "near_B": near_B, "far_B": far_B}
 
 
@@ -91,7 +93,7 @@ def test_a_term_that_counts_nothing_leaves_the_other():
 
 
 def test_rows_that_do_not_divide_are_an_error_with_both_numbers():
-    with pytest.raises(ValueError, match="8 rows does not divide into 3 micro-batches"):
+    with pytest.raises(ValueError, match=r"8 rows .* does not divide into micro_batches=3 parts"):
         taken(rows(), 3)
 
 
@@ -140,6 +142,7 @@ def single(trained):
 
 MESHES = {
     "data": (MeshConfig(), 1),
+    "data and micro-batched": (MeshConfig(), 2),
     "fsdp": (MeshConfig(fsdp=8), 1),
     "model": (MeshConfig(model=8), 1),
     "mixed": (MeshConfig(data=2, fsdp=2, model=2), 1),
@@ -156,6 +159,20 @@ def test_every_mesh_takes_the_step_of_a_single_device(mesh, micro_batches, train
     assert min(jax.tree.leaves(moved)) > 1e-3
 
 
+def test_every_device_has_its_share_of_every_micro_batch(model, grown):
+    """Of a part that lies on half of the devices, all would compute all."""
+    params, memory = awake(grown(model))
+    optimizer, partitioner = optax.sgd(1.0), Partitioner(MeshConfig())
+
+    def flops(micro_batches):
+        step = partitioner.compile(steps.make(losses.supervised(model), optimizer, micro_batches))
+        state, frozen = partitioner.put(steps.init(optimizer, params)), partitioner.put(memory)
+        traced = step.trace(state, frozen, partitioner.put_batch(packed()), KEY)
+        return traced.lower().compile().cost_analysis()["flops"]  # of one device, loops once
+
+    assert 2 * flops(2) < 1.3 * flops(1)
+
+
 def test_the_loss_is_the_mean_over_counting_targets(model, grown, single):
     (params, memory), batch = awake(grown(model)), packed()
     where = {"segments_BT": batch.segments_BT, "positions_BT": batch.positions_BT}
@@ -166,6 +183,68 @@ def test_the_loss_is_the_mean_over_counting_targets(model, grown, single):
         nll.append(np.log(np.exp(logits_BTV[at]).sum()) - logits_BTV[at][batch.targets_BT[at]])
     np.testing.assert_allclose(single[1]["nll"].value(), np.mean(nll), rtol=1e-4)
     assert float(single[1]["nll"].count) == len(nll) == losses.supervised(model).counts(batch)["nll"]
+
+
+# Knowledge Seeding of one slot, with practice, sharded.
+
+PLACE = 1, 2  # level and index of the slot
+
+
+@pytest.fixture(scope="module")
+def seeded(model, grown):
+    """`seeded(partitioner, micro_batches) -> (state, metrics)`: two steps, the slot forced in the second."""
+    params, memory = grown(model)
+    memory = memory_lib.rest(memory_lib.with_active(memory, [[True, False, True], [True, False, False]]))
+    config = consolidate.SeedConfig(alpha=0.6, on_policy=0.5, beta=0.3, forced=0.5)
+    objective = consolidate.objective(model, config, consolidate.into_slot(*PLACE), PLACE)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2, eps=1e-3))
+    keys = [jax.random.key(i) for i in range(2)]
+    assert [bool(jax.random.bernoulli(key, config.forced)) for key in keys] == [False, True]
+
+    rng, rows, T = np.random.default_rng(2), 16, 6
+    sampled_BT = np.tile(np.arange(T) > 2, (rows, 1)).astype(np.float32)
+    sampled_BT[-3:] = 0  # another device than of the lesson's has nothing to count
+    batch = {
+        "lesson": consolidate.Lesson(
+            packed(rows, T), rng.normal(size=(rows, T, 16)).astype(np.float32), np.arange(rows) % 3 == 0
+        ),
+        "practice": consolidate.Practice(
+            tokens_BT=rng.integers(3, 40, (rows, T)).astype(np.int32),
+            sampled_BT=sampled_BT,
+            hidden_BTD=rng.normal(size=(rows, T, 16)).astype(np.float32),
+            advantage_B=rng.normal(size=rows).astype(np.float32),
+        ),
+    }
+
+    def run(partitioner, micro_batches=1):
+        state = partitioner.put(steps.init(optimizer, memory_lib.read_slot(memory, *PLACE)))
+        step = partitioner.compile(steps.make(objective, optimizer, micro_batches))
+        frozen, rows, seen = partitioner.put((params, memory)), partitioner.put_batch(batch), []
+        for key in keys:
+            state, metrics = step(state, frozen, rows, key)
+            seen.append(jax.device_get(metrics))
+        return jax.device_get(state), seen
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def seeded_alone(seeded):
+    return seeded(Partitioner(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("mesh, micro_batches", MESHES.values(), ids=MESHES)
+def test_every_mesh_seeds_the_slot_of_a_single_device(
+    mesh, micro_batches, seeded, seeded_alone, grown, model
+):
+    state, metrics = seeded(Partitioner(mesh), micro_batches)
+    names = {"kl", "kl_on_policy", "imitation", "routing", "open_on_own", "open_on_others", "entropy"}
+    assert metrics[0].keys() == names | {"gradient_norm"}
+    chex.assert_trees_all_close(metrics, seeded_alone[1], rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, seeded_alone[0], rtol=1e-3, atol=1e-4)
+    before = jax.device_get(memory_lib.read_slot(grown(model)[1], *PLACE))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, before)
+    assert min(jax.tree.leaves(moved)) > 1e-3
 
 
 def test_the_state_before_the_first_step_is_zero_steps():

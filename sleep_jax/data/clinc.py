@@ -29,8 +29,9 @@ def load(config: StreamConfig) -> Stream:
 
     Raises:
       FileNotFoundError: when one of the files is missing.
-      ValueError: on malformed JSON, an entry of another shape, an intent without a domain or a domain's
-        intent without examples, an empty split, or too few domains; the message names the file and the place.
+      ValueError: on malformed JSON, an entry of another shape, a lone surrogate, an intent without a domain
+        or a domain's intent without examples, an empty split, or too few domains; the message names the file
+        and the place.
     """
     folder = pathlib.Path(config.data_dir) / "clinc150"
     data_path, domains_path = folder / "data_full.json", folder / "domains.json"
@@ -87,6 +88,7 @@ def _read(path: pathlib.Path) -> dict:
 def _domain_of(domains: dict, path: pathlib.Path) -> dict[str, str]:
     domain_of: dict[str, str] = {}
     for domain, intents in domains.items():
+        _reject_surrogates(domain, f"{path}: the name of a domain")
         if not isinstance(intents, list) or not intents or not all(isinstance(i, str) for i in intents):
             raise ValueError(
                 f"{path}: domain {domain!r} must hold a non-empty array of intents, found {intents!r:.80}"
@@ -116,7 +118,18 @@ def _entries(data: dict, split: str, path: pathlib.Path) -> list:
 def _checked(entry: object, place: str) -> tuple[str, str]:
     match entry:
         case [str(utterance), str(intent)] if utterance.strip() and intent.strip():
+            for text in (utterance, intent):
+                _reject_surrogates(text, place)
             return utterance, intent
     raise ValueError(
         f"{place} must be [utterance, intent], two texts that are not blank; found {entry!r:.80}"
     )
+
+
+def _reject_surrogates(text: str, place: str) -> None:
+    """JSON can spell half a character, as in "\\ud800", which no file and no tokenizer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise ValueError(f"{place} holds the lone surrogate {text[at]!r} at {at} of {text!r:.80}") from error

@@ -44,7 +44,7 @@ def load(config: StreamConfig) -> Stream:
     root = pathlib.Path(config.path)
     if not config.path or not root.is_dir():
         raise FileNotFoundError(
-            f"path={config.path!r} is not a folder: set path to a folder of .txt and .md files"
+            f"stream.path={config.path!r} is not a folder: set it to a folder of .txt and .md files"
         )
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     folders = [p for p in folders if _files(p, "**/*")]
@@ -56,13 +56,13 @@ def load(config: StreamConfig) -> Stream:
         return divide(experiences, config.birth_fraction, config.days, f"sub-folders of {root}")
     if not beside:
         raise ValueError(
-            f"path={config.path!r} holds no .txt or .md file, neither itself nor in its sub-folders"
+            f"stream.path={config.path!r} holds no .txt or .md file, neither itself nor in its sub-folders"
         )
     days = config.days or len(beside) - 1
     if days < 1 or days >= len(beside):
         raise ValueError(
-            f"path={config.path!r} holds {len(beside)} file(s), but birth and days={config.days} need at "
-            f"least {max(days, 1) + 1}: lower days or add files"
+            f"stream.path={config.path!r} holds {len(beside)} file(s), but birth and stream.days="
+            f"{config.days} need at least {max(days, 1) + 1}: lower stream.days or add files"
         )
     groups = [list(group) for group in np.array_split(np.array(beside, object), days + 1)]
     experiences = [_experience(_names(group), group) for group in groups]

@@ -94,7 +94,7 @@ def texts(examples: Iterable[Example]) -> Iterator[str]:
 
 
 def prompts(
-    tok: Tokenizer, examples: Sequence[Example], width: int | None = None
+    tok: Tokenizer, examples: Sequence[Example], width: int | None = None, key: str = "model.max_len"
 ) -> tuple[np.ndarray, np.ndarray]:
     """<bos> prompt <ans> of every example, right-padded, to decode the answers from.
 
@@ -102,6 +102,7 @@ def prompts(
       tok: tokenizer.
       examples: n examples with prompts.
       width: T of the result; None = the longest prompt.
+      key: what sets the width, for the message.
 
     Returns:
       tokens int32 [n, T] and lengths int32 [n].
@@ -113,12 +114,17 @@ def prompts(
     for ex in examples:
         _reject_blank(ex, "prompt", ex.prompt)
         sequences.append([tok.bos, *tok.encode(" " + ex.prompt), tok.ans])
-        _reject_long(len(sequences[-1]), width, ex.prompt)
+        _reject_long(len(sequences[-1]), width, key, ex.prompt)
     lengths_B = np.array([len(s) for s in sequences], np.int32)
     tokens_BT = np.full((len(sequences), width or lengths_B.max(initial=0)), tok.pad, np.int32)
     for row, sequence in zip(tokens_BT, sequences, strict=True):
         row[: len(sequence)] = sequence
     return tokens_BT, lengths_B
+
+
+def answer_lengths(tok: Tokenizer, examples: Iterable[Example]) -> np.ndarray:
+    """Tokens of each answer, <eos> included, as it is sampled."""
+    return np.array([len(tok.encode(" " + ex.answer)) + 1 for ex in examples], np.int32)
 
 
 def parse_answering(tok: Tokenizer, ids: Sequence[int]) -> Example | None:
@@ -145,7 +151,7 @@ def _encode_pair(
     _reject_blank(ex, "answer", ex.answer)
     head = [opening, *tok.encode(" " + first), separator]
     tokens = np.array([*head, *tok.encode(" " + second), tok.eos], np.int32)
-    _reject_long(len(tokens), max_len, ex.prompt)
+    _reject_long(len(tokens), max_len, "row_length", ex.prompt)
     return Encoded(tokens, len(head))
 
 
@@ -172,9 +178,8 @@ def _reject_blank(ex: Example, name: str, part: str) -> None:
         )
 
 
-def _reject_long(length: int, max_len: int | None, text: str) -> None:
+def _reject_long(length: int, max_len: int | None, key: str, text: str) -> None:
     if max_len is not None and length > max_len:
         raise ValueError(
-            f"a sequence of {length} tokens does not fit into {max_len} (keys row_length, model.max_len); "
-            f"it begins {text[:60]!r}"
+            f"a sequence of {length} tokens does not fit into {max_len} ({key}); it begins {text[:60]!r}"
         )

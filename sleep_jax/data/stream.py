@@ -7,7 +7,11 @@ birth and the days after it.
 
 import dataclasses
 import difflib
+import hashlib
+import json
 from collections.abc import Sequence
+
+from sleep_jax.bounds import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +70,17 @@ class StreamConfig:
     tfds_splits: tuple[str, str, str] = ("train[:90%]", "train[90%:]", "test")
 
     def __post_init__(self):
-        for key, least in (
-            ("seed", 0), ("days", 0), ("people_at_birth", 1), ("people_per_day", 1), ("attributes", 1),
-            ("strangers", 0),
-        ):  # fmt: skip
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
+        at_least(
+            self, "stream.", seed=0, days=0, people_at_birth=1, people_per_day=1, attributes=1, strangers=0
+        )
         if not 0 <= self.birth_fraction <= 1:
-            raise ValueError(f"birth_fraction={self.birth_fraction} must lie between 0 and 1")
+            raise ValueError(f"stream.birth_fraction={self.birth_fraction} must lie between 0 and 1")
         if self.probes not in ("test", "valid"):
-            raise ValueError(f"probes={self.probes!r} is neither 'test' nor 'valid'")
+            raise ValueError(f"stream.probes={self.probes!r} is neither 'test' nor 'valid'")
         if len(self.tfds_splits) != 3:
-            raise ValueError(f"tfds_splits={self.tfds_splits!r} must name three splits: train, valid, test")
+            raise ValueError(
+                f"stream.tfds_splits={self.tfds_splits!r} must name three splits: train, valid, test"
+            )
 
 
 def load(config: StreamConfig) -> Stream:
@@ -104,7 +107,7 @@ def load(config: StreamConfig) -> Stream:
     }
     if config.source not in sources:
         raise ValueError(
-            f"source={config.source!r} is not a source of data{did_you_mean(config.source, sources)}; "
+            f"stream.source={config.source!r} is not a source of data{did_you_mean(config.source, sources)}; "
             f"there are {', '.join(sources)}"
         )
     stream = sources[config.source](config)
@@ -112,6 +115,17 @@ def load(config: StreamConfig) -> Stream:
         return stream
     birth, *days = (dataclasses.replace(e, test=e.valid) for e in (stream.birth, *stream.days))
     return dataclasses.replace(stream, birth=birth, days=tuple(days))
+
+
+def told(stream: Stream) -> list[str]:
+    """Name, size and a digest of each experience, skills with birth's: another text in it gives another."""
+
+    def told_of(experience: Experience, skills: tuple[Example, ...] = ()) -> str:
+        words = dataclasses.astuple(experience), [dataclasses.astuple(e) for e in skills]
+        digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
+        return f"{experience.name} of {len(experience.train)} ({digest})"
+
+    return [told_of(stream.birth, stream.skills), *map(told_of, stream.days)]
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -152,8 +166,8 @@ def divide(groups: Sequence[Experience], birth_fraction: float, days: int, what:
     left = len(groups) - born
     if days > left:
         raise ValueError(
-            f"days={days}, but {what} leave {left} after birth ({born} of {len(groups)} are known at birth, "
-            f"birth_fraction={birth_fraction}); lower days or birth_fraction"
+            f"stream.days={days}, but {what} leave {left} after birth ({born} of {len(groups)} are known at "
+            f"birth, stream.birth_fraction={birth_fraction}); lower one of the two"
         )
     return Stream(merge("birth", groups[:born]), tuple(groups[born : born + (days or left)]))
 

@@ -26,13 +26,13 @@ def load(config: StreamConfig) -> Stream:
     """
     if not config.tfds_name:
         raise ValueError(
-            "source='tfds' needs tfds_name, the name of a data set, as in tfds_name='ag_news_subset'"
+            "stream.source='tfds' needs the name of a data set, as in stream.tfds_name='ag_news_subset'"
         )
     try:
         import tensorflow_datasets
     except ImportError as error:
         raise ImportError(
-            f"source='tfds' needs the extra 'tfds': pip install 'sleep_jax[tfds]' ({error})"
+            f"stream.source='tfds' needs the extra 'tfds': pip install 'sleep_jax[tfds]' ({error})"
         ) from error
     sources = tensorflow_datasets.data_source(
         config.tfds_name,
@@ -50,8 +50,8 @@ def load(config: StreamConfig) -> Stream:
     left = len(names) - born
     if config.days > left:
         raise ValueError(
-            f"days={config.days}, but {left} of the {len(names)} classes of {config.tfds_name!r} are left "
-            f"after birth (birth_fraction={config.birth_fraction}); lower days or birth_fraction"
+            f"stream.days={config.days}, but {left} of the {len(names)} classes of {config.tfds_name!r} are "
+            f"left after birth (stream.birth_fraction={config.birth_fraction}); lower one of the two"
         )
     parts = [range(born), *np.array_split(np.arange(born, len(names)), config.days or left)]
     life = [
@@ -66,7 +66,8 @@ def load(config: StreamConfig) -> Stream:
             if not getattr(experience, ours):
                 raise ValueError(
                     f"{config.tfds_name!r}: the split {split!r} ({ours}) has no example of "
-                    f"{experience.name!r}; take a larger share (tfds_splits) or more classes a day (days)"
+                    f"{experience.name!r}; take a larger share (stream.tfds_splits) or more classes a day "
+                    "(stream.days)"
                 )
     return Stream(life[0], tuple(life[1:]))
 
@@ -75,13 +76,13 @@ def _label_names(config: StreamConfig, features) -> list[str]:
     for key, name in (("tfds_text", config.tfds_text), ("tfds_label", config.tfds_label)):
         if name not in features:
             raise ValueError(
-                f"{key}={name!r} is not a feature of {config.tfds_name!r}"
+                f"stream.{key}={name!r} is not a feature of {config.tfds_name!r}"
                 f"{did_you_mean(name, list(features))}; there are {', '.join(features)}"
             )
     names = getattr(features[config.tfds_label], "names", None)
     if not names:
         raise ValueError(
-            f"tfds_label={config.tfds_label!r} of {config.tfds_name!r} is no ClassLabel with names"
+            f"stream.tfds_label={config.tfds_label!r} of {config.tfds_name!r} is no ClassLabel with names"
         )
     return [name.replace("_", " ") for name in names]
 
@@ -99,7 +100,7 @@ def _by_class(config: StreamConfig, source, split: str, names: list[str]) -> lis
                 raise ValueError(f"{where}: not UTF-8 at byte offset {error.start}") from error
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"{where}: tfds_text={config.tfds_text!r} must be a text that is not blank, "
+                f"{where}: stream.tfds_text={config.tfds_text!r} must be a text that is not blank, "
                 f"found {text!r:.60}"
             )
         if not 0 <= label < len(names):

@@ -93,7 +93,7 @@ def fit_backbone(
     drawn = batches(world, rows, c.batch_rows, world.seed * 1000 + cycle, c.blanks)
     optimizer = optim.make(c.optim, count)
     objective = objective or losses.supervised(world.model)
-    step = steps.make(objective, optimizer)
+    step = steps.make(objective, optimizer, world.config.micro_batches)
     trained, _ = fit(world, name, cycle, step, steps.init(optimizer, state.params), frozen, drawn, count)
     return dataclasses.replace(state, params=trained.params)
 

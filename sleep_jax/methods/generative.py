@@ -35,7 +35,7 @@ def train(world: World, name: str, state: State, cycle: int, experience: Experie
     past = selves.earlier([], state.memory.active_LE.shape, world.stream.birth.name, documents)
     awake = selves.awake(past, experience.name, len(experience.train))
     old, new = night.dream(world, state.params, state.memory, past, awake, experience, cycle, config)
-    night.write_dreams(world, cycle, [d for _, ds in old for d in ds] + new)
+    night.write_dreams(world, f"night-{cycle:02d}", cycle, [d for _, ds in old for d in ds] + new)
     pseudo = [d.example for _, ds in old for d in ds if d.kept]
     day = list(experience.train) if at_hand else [d.example for d in new if d.kept]
     rows = finetune.pack(world, day + pseudo)

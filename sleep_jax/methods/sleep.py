@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from sleep_jax import evals, metrics
 from sleep_jax import wake as wake_lib
 from sleep_jax.data import pipeline
@@ -62,12 +60,12 @@ def nights_sleep(
         forced = memory_lib.force_slot(outcome.memory, *outcome.place)
         student = evals.accuracy(ask(world, outcome.params, forced), experience.test)
     slots = _used(world, outcome.params, outcome.memory, outcome.slots, [p for e in lived for p in e.test])
-    dreamt = {evals.normalise(d.example.answer) for d in outcome.new_dreams}
+    dreamt = [d.example.answer for d in outcome.new_dreams if d.example.prompt]
     links = metrics.Links(
         night=cycle,
         experience=experience.name,
         awake=awake,
-        recalled=float(np.mean([evals.normalise(p.answer) in dreamt for p in experience.test])),
+        recalled=evals.overlap(dreamt, [p.answer for p in experience.test]) if dreamt else None,
         student=student,
         after=None,  # these three: `life.publish`, from what the mornings before and after found
         old_before=None,

@@ -5,6 +5,8 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from sleep_jax.bounds import at_least
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -33,6 +35,8 @@ class ModelConfig:
     unroll: int = 1  # layers per iteration of the scan over depth
 
     def __post_init__(self):
+        at_least(self, "model.", vocab_size=1, width=1, layers=1, heads=1, kv_heads=1, head_size=2, ff=1)
+        at_least(self, "model.", max_len=1, norm_eps=0, unroll=1)
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv_heads}: "
@@ -42,12 +46,18 @@ class ModelConfig:
             raise ValueError(
                 f"model.head_size={self.head_size} is odd; rotary embeddings turn pairs of channels"
             )
-        for key in ("vocab_size", "width", "layers", "heads", "kv_heads", "ff", "max_len", "unroll"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if self.rope_theta <= 0:
+            raise ValueError(f"model.rope_theta={self.rope_theta} must be above 0")
         for key in ("param_dtype", "compute_dtype"):
-            if not jnp.issubdtype(jnp.dtype(getattr(self, key)), jnp.floating):
+            if not _floating(getattr(self, key)):
                 raise ValueError(f"model.{key}={getattr(self, key)!r} is not a floating-point type")
+
+
+def _floating(name: str) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(name), jnp.floating)
+    except TypeError:  # the name of no type at all
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +98,4 @@ class MemoryConfig:
                 f"memory.slots={self.slots}: a bank needs at least 3, one for what was merged, one to fill "
                 "and one kept for merging"
             )
-        for key in ("slow_levels", "rank"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"memory.{key}={getattr(self, key)} must be at least 1")
+        at_least(self, "memory.", slow_levels=1, rank=1)

@@ -143,10 +143,8 @@ def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
     }
 
 
-def write_slot(
-    memory: Memory, slot: Tree, level: int | Array, index: int | Array, *, unlock: bool = True
-) -> Memory:
-    """Memory with the parameters of one slot replaced (the form of `read_slot`), and by default unlocked."""
+def write_slot(memory: Memory, slot: Tree, level: int | Array, index: int | Array) -> Memory:
+    """Memory with the parameters of one slot replaced (the form of `fresh_slot`), and unlocked."""
     bank = memory.bank
     bank = {
         "a_NLEDR": bank["a_NLEDR"].at[:, level, index].set(slot["a_NDR"]),
@@ -155,20 +153,7 @@ def write_slot(
         "pool_NLDE": bank["pool_NLDE"].at[:, level, :, index].set(slot["pool_ND"]),
         "bias_NLE": bank["bias_NLE"].at[:, level, index].set(slot["bias_N"]),
     }
-    active = memory.active_LE.at[..., level, index].set(True) if unlock else memory.active_LE
-    return dataclasses.replace(memory, bank=bank, active_LE=active)
-
-
-def read_slot(memory: Memory, level: int, index: int) -> Tree:
-    """The parameters of one slot, in the form that `write_slot` takes."""
-    bank = memory.bank
-    return {
-        "a_NDR": bank["a_NLEDR"][:, level, index],
-        "b_NRD": bank["b_NLERD"][:, level, index],
-        "w_ND": bank["w_NLDE"][:, level, :, index],
-        "pool_ND": bank["pool_NLDE"][:, level, :, index],
-        "bias_N": bank["bias_NLE"][:, level, index],
-    }
+    return dataclasses.replace(memory, bank=bank, active_LE=memory.active_LE.at[..., level, index].set(True))
 
 
 def router_scores(h_BTD: Array, bank: Tree) -> tuple[Array, Array]:
@@ -187,7 +172,7 @@ def router_scores(h_BTD: Array, bank: Tree) -> tuple[Array, Array]:
 def router_logits(own_BTLE: Array, seen_BSM: Array, mask_BTS: Array) -> Array:
     """Float32 score of every slot: h_t w + bias + mean of h_s p over all s that the token attends to.
 
-    The mean is our reading; the paper says no more than that each level has a router. One token rarely tells
+    The mean is our reading; the paper gives each level a router and no formula for it. One token rarely tells
     which day a text belongs to, all words so far mostly do: without it a new expert takes over tokens of old
     texts. Taken of the scores h_s p: L E numbers per token are averaged and cached where h_s would be D.
     """
@@ -198,9 +183,10 @@ def router_logits(own_BTLE: Array, seen_BSM: Array, mask_BTS: Array) -> Array:
 def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None) -> Array:
     """Hard gates [logit >= 0] of the active experts, with straight-through gradient of the sigmoid.
 
-    Every slot decides for itself. The paper says no more than that each level has a router; top-1 among the
-    slots would keep the active compute constant, but a fresh slot that opens on an older slot's texts would
-    then not only add to what that one says, it would take its place. The straight-through gradient is our
+    Every slot decides for itself. This departs from the paper, which writes of a sparse mixture of experts
+    and, in its appendix B, of an active parameter count that stays as it is: top-1 among the slots. A fresh
+    slot that opens on an older slot's texts would then not only add to what that one says, it would take its
+    place; the price is compute that grows with the slots in use. The straight-through gradient is our
     reading: the paper trains the router with the slot and does not say how.
 
     Args:

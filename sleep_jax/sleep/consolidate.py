@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import partition
+from sleep_jax.bounds import at_least
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -43,8 +44,7 @@ class SeedConfig:
     forced: float = 0.5  # share of the steps with the fresh slot open whatever its router says
 
     def __post_init__(self):
-        if self.routing < 0:
-            raise ValueError(f"sleep.seed.routing={self.routing} must not be negative")
+        at_least(self, "sleep.seed.", kl_clip=0, prompt_weight=0, routing=0)
         if self.temperature <= 0:
             raise ValueError(f"sleep.seed.temperature={self.temperature} must be above 0")
         for key in ("beta", "alpha", "on_policy", "forced"):
@@ -114,8 +114,8 @@ def objective(
     tau^2, so that its gradient stays roughly as large as without (Hinton et al. 2015, 1503.02531, section 2,
     for forward KL; the paper softens nothing, which is tau = 1). The reward term is a policy gradient with
     the advantages of the batch. There is no gradient through sampling. `frozen` is `(params, memory)`: the
-    backbone and the memory that the slot joins; a batch is `{"lesson": Lesson, "practice": Practice}`, the
-    practice optional.
+    backbone and the memory that the slot joins; a batch is `{"lesson": Lesson, "practice": Practice}`, or
+    one of them alone.
 
     Two things are ours, the paper does not say how a router is trained; both need the slot's `place` (level
     and index). The last term, with rho = `config.routing`, is the binary cross-entropy of its router score,
@@ -141,15 +141,17 @@ def objective(
         soft = (z_BTV / tau for z_BTV in logits)
         return tau**2 * divergence.generalised_jsd(*soft, config.beta, clip and clip / tau**2)
 
-    def totals(trainable, frozen, batch, key):
-        lesson: Lesson = batch["lesson"]
+    def uncertainty(out, weights_BT):
+        return masked_mean(jax.lax.stop_gradient(entropy(out.logits_BTV)), weights_BT)
+
+    def taught(trainable, frozen, lesson: Lesson, key):
         rows = lesson.rows
         where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
         lift = LIFT * jax.random.bernoulli(key, forced) if forced and key is not None else None
         out = student(trainable, frozen, rows.tokens_BT, lift, **where)
         kl_BT = softened(frozen, lesson.hidden_BTD, out.logits_BTV)
         terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
-        metrics = {}
+        metrics = {"entropy": uncertainty(out, rows.weights_BT)}
         if routed:
             score_NBT, read_BT = out.router_NBTLE[..., *place], rows.segments_BT > 0
             score_NBT = score_NBT if lift is None else score_NBT - lift
@@ -159,24 +161,35 @@ def objective(
             open_BT = (score_NBT >= 0).mean(0)
             metrics["open_on_own"] = masked_mean(open_BT, read_BT * own_BT)
             metrics["open_on_others"] = masked_mean(open_BT, read_BT * (1 - own_BT))
+        return terms, metrics
+
+    def practised(trainable, frozen, practice: Practice):
+        out = student(trainable, frozen, practice.tokens_BT)
+        kl_BT = softened(frozen, practice.hidden_BTD, out.logits_BTV)
+        next_BT = jnp.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))
+        logps_BT = token_logps(out.logits_BTV, next_BT)
+        terms = {
+            "kl_on_policy": masked_mean(kl_BT, practice.sampled_BT),
+            "imitation": reinforce_loss(logps_BT, practice.advantage_B, practice.sampled_BT),
+        }
+        return terms, {"entropy_on_policy": uncertainty(out, practice.sampled_BT)}
+
+    def totals(trainable, frozen, batch, key):
+        terms, metrics = {}, {}
+        if "lesson" in batch:
+            terms, metrics = taught(trainable, frozen, batch["lesson"], key)
         if "practice" in batch:
-            practice: Practice = batch["practice"]
-            out = student(trainable, frozen, practice.tokens_BT)
-            kl_BT = softened(frozen, practice.hidden_BTD, out.logits_BTV)
-            terms["kl_on_policy"] = masked_mean(kl_BT, practice.sampled_BT)
-            next_BT = jnp.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))
-            logps_BT = token_logps(out.logits_BTV, next_BT)
-            terms["imitation"] = reinforce_loss(logps_BT, practice.advantage_B, practice.sampled_BT)
-            metrics["entropy"] = masked_mean(
-                jax.lax.stop_gradient(entropy(out.logits_BTV)), practice.sampled_BT
-            )
+            more_terms, more_metrics = practised(trainable, frozen, batch["practice"])
+            terms, metrics = terms | more_terms, metrics | more_metrics
         return terms, metrics
 
     def counts(batch):
-        rows = batch["lesson"].rows
-        counted = {"kl": rows.weights_BT.sum()}
-        if routed:
-            counted["routing"] = (rows.segments_BT > 0).sum()
+        counted = {}
+        if "lesson" in batch:
+            rows = batch["lesson"].rows
+            counted["kl"] = rows.weights_BT.sum()
+            if routed:
+                counted["routing"] = (rows.segments_BT > 0).sum()
         if "practice" in batch:
             sampled = batch["practice"].sampled_BT.sum()
             counted |= {"kl_on_policy": sampled, "imitation": sampled}
@@ -324,3 +337,26 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
         return float(sum(m.total for m in means) / sum(m.count for m in means))
 
     return loss
+
+
+@functools.lru_cache(maxsize=8)
+def _hits(model: Model):
+    @jax.jit
+    def hits(params, memory, rows: Batch):
+        where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
+        logits_BTV = model.apply(params, rows.tokens_BT, memory=memory, **where).logits_BTV
+        return ((jnp.argmax(logits_BTV, -1) == rows.targets_BT) * rows.weights_BT).sum()
+
+    return hits
+
+
+def token_accuracy(model: Model, params: Tree, memory: Memory | None, rows: Batch, batch_size: int) -> float:
+    """Share of the tokens that count in packed rows [B, T] which are the likeliest, given those before."""
+    found, n = 0.0, len(rows.tokens_BT)
+    for start in range(0, n, batch_size):
+        index = np.arange(start, start + batch_size)
+        part = jax.tree.map(lambda x, index=index: x[np.minimum(index, n - 1)], rows)
+        weights_BT = part.weights_BT * (index < n)[:, None]
+        part = partition.put_rows(dataclasses.replace(part, weights_BT=weights_BT), params)
+        found += float(_hits(model)(params, memory, part))
+    return found / float(rows.weights_BT.sum())

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import evals, partition, rng, rollout
+from sleep_jax.bounds import at_least
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -38,6 +39,7 @@ class ImitateConfig:
     refresh: int = 8  # steps that share one round of sampling
 
     def __post_init__(self):
+        at_least(self, "sleep.imitate.", z0=0, max_new=1, refresh=1)
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"sleep.imitate.gamma={self.gamma} is not in [0, 1]")
         if self.samples < 2:
@@ -96,25 +98,37 @@ class HiddenCosine:
         return np.asarray((a_BD * b_BD).sum(-1) >= self.threshold, np.float32)
 
 
+def yes_and_no(tok: Tokenizer) -> tuple[int, int]:
+    """The tokens that a judge's answer is read from; raises as `Judge`."""
+    yes, no = tok.encode(" yes")[0], tok.encode(" no")[0]
+    if yes == no:
+        raise ValueError(
+            'sleep.imitate.semantic="judge": " yes" and " no" begin with the same token of this tokenizer'
+        )
+    return yes, no
+
+
 class Judge:
     """A frozen language model is asked whether both mean the same; "yes" must outweigh "no".
 
-    The question is put as `template.format(a=..., b=...)` behind <bos>, with <ans> to ask for the answer.
+    The question is put as `template.format(a=..., b=...)` behind <bos>, with <ans> to ask for the answer. Of
+    two texts that do not fit into the model, each keeps its beginning.
+
+    Raises:
+      ValueError: the tokenizer does not tell "yes" from "no" by their first token.
     """
 
     template = "Do these two mean the same? First: {a} Second: {b}"
 
-    def __init__(self, model: Model, params: Tree, tok: Tokenizer, memory: Memory | None = None):
+    def __init__(self, model: Model, params: Tree, tok: Tokenizer):
         self.tok = tok
-        self.yes, self.no = tok.encode(" yes")[0], tok.encode(" no")[0]
-        if self.yes == self.no:
-            raise ValueError(
-                'sleep.imitate.semantic="judge": " yes" and " no" begin with the same token of this tokenizer'
-            )
+        self.yes, self.no = yes_and_no(tok)
+        wording = len(tok.encode(" " + self.template.format(a="", b="")))
+        self.room = (model.config.max_len - 2 - wording) // 2  # tokens of each text
 
         @jax.jit
         def verdict(tokens_BT, lengths_B):
-            logits_BTV = model.apply(params, tokens_BT, memory=memory).logits_BTV
+            logits_BTV = model.apply(params, tokens_BT).logits_BTV
             last_BV = jnp.take_along_axis(logits_BTV, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
             return last_BV[:, self.yes] > last_BV[:, self.no]
 
@@ -123,7 +137,7 @@ class Judge:
 
     def __call__(self, dreams, finished):
         texts = [
-            self.template.format(a=self.tok.decode(d), b=self.tok.decode(f))
+            self.template.format(a=self.tok.decode(d[: self.room]), b=self.tok.decode(f[: self.room]))
             for d, f in zip(dreams, finished, strict=True)
         ]
         asked = [[self.tok.bos, *self.tok.encode(" " + t)[: self._width - 2], self.tok.ans] for t in texts]
@@ -215,7 +229,7 @@ class Practiser:
     def round(self, trainable: Tree, number: int) -> tuple[Practice, dict[str, float]]:
         """Practice of `refresh` steps, rows first (steps * prompts * samples), and what it showed.
 
-        Rows of one step stand together: the first half old, the second new.
+        Rows of one step stand together: the first half old, the second new. (Half and half is our reading.)
         """
         c = self.config
         draw = np.random.default_rng([self.seed, number])
@@ -265,19 +279,20 @@ class Practiser:
             raise ValueError(f"no dream fits into the {width} tokens of sleep.imitate.width: raise it")
         return old or new, new or old
 
-    def stage(self, account) -> Callable[[int, Tree, Tree], tuple[Tree, dict[str, float]]]:
+    def stage(self, account) -> Callable[[int, Tree, Tree | None], tuple[Tree, dict[str, float]]]:
         """`stage(step, trainable, lesson) -> (batch, shown)` for `fit`; sampled tokens go on the account."""
         rows = self.config.prompts * self.config.samples
         current: dict = {}
 
-        def stage(step: int, trainable: Tree, lesson: Tree):
+        def stage(step: int, trainable: Tree, lesson: Tree | None):
             number, offset = divmod(step, self.config.refresh)
             if current.get("number") != number:
                 practice, shown = self.round(trainable, number)
                 account().dreamt += int(practice.sampled_BT.sum())
                 current.update(number=number, practice=practice, shown=shown)
             part = jax.tree.map(lambda x: x[offset * rows : (offset + 1) * rows], current["practice"])
-            return {"lesson": lesson, "practice": part}, current["shown"]
+            batch = {"practice": part} if lesson is None else {"lesson": lesson, "practice": part}
+            return batch, current["shown"]
 
         return stage
 
@@ -298,6 +313,9 @@ class Practiser:
 
 
 def _cut(draw: np.random.Generator, encoded: Encoded, max_new: int, width: int) -> int:
-    """A random prefix of 1 to `width` tokens, that leaves at least one and at most `max_new` to finish."""
+    """A random prefix of 1 to `width` tokens, that leaves at least one and at most `max_new` to finish.
+
+    That what is left is bounded is our reading: the paper cuts anywhere.
+    """
     n = len(encoded.tokens)
     return int(draw.integers(max(1, n - max_new), min(n - 1, width) + 1))

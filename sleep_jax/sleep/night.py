@@ -7,12 +7,13 @@ from types import MappingProxyType
 import numpy as np
 
 from sleep_jax import evals, metrics, rng, rollout, terminal
-from sleep_jax.data import encoding
+from sleep_jax.data import encoding, packing
 from sleep_jax.data.stream import Example, Experience, merge
 from sleep_jax.fit import World
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.settings import SleepConfig
 from sleep_jax.sleep import imitate, selves
+from sleep_jax.sleep.consolidate import token_accuracy
 from sleep_jax.sleep.recall import Dream, day_at_hand, recall
 from sleep_jax.sleep.seeding import Taught, Variant, seed, semantic_reward
 from sleep_jax.sleep.selves import Self, Slot
@@ -29,11 +30,21 @@ def dream(
     cycle: int,
     config: SleepConfig,
 ) -> tuple[list[tuple[Self, list[Dream]]], list[Dream]]:
-    """The night's dreams: of every earlier self in proportion to what it learnt, and of the day."""
+    """The night's dreams: of every earlier self in proportion to what it learnt, and of the day.
+
+    Args:
+      past, awake: the selves, as `selves.earlier` and `selves.awake` give them.
+      experience: of the day.
+      config: `old_dreams` is the quota of all earlier selves together, `new_dreams` that of the day.
+
+    Returns:
+      Every earlier self with its dreams, and the dreams of the day; kept or not.
+    """
     key = rng.fold(rng.stream(world.seed, "sleep/dream"), cycle)
     share = _share_of_pairs(world.stream.birth.train) * (1 - config.skill_share)
     weights = sum(s.weight for s in past)
-    longest = min(world.config.row_length, world.model.config.max_len - world.config.answer_tokens)
+    beside = max(world.config.answer_tokens, config.recall.answer_max_new)
+    longest = min(world.config.row_length, world.model.config.max_len - beside)
     sleeper = world.model, world.tok, params, memory
     ask = lambda who, before, quota, n, beside=(): recall(  # noqa: E731
         *sleeper, who, before, quota, share, rng.fold(key, n), config.recall, longest=longest, beside=beside
@@ -62,12 +73,17 @@ def _share_of_pairs(examples: Sequence[Example]) -> float:
 def agreement(
     world: World, params: Tree, memory: Memory, taught: Sequence[tuple[Self, Sequence[Dream]]]
 ) -> float | None:
-    """Share of held-out dreams with a prompt that this self answers as the dream does; None without any.
+    """Share of held-out dreams with a prompt that this self answers as the dream does.
 
-    Dreams that are longer than an answer may be are not asked for.
+    Dreams that are longer than an answer may be are not asked for. Where no dream has a prompt, share of their
+    tokens that it finds likeliest; None without any dream.
     """
-    tok, longest = world.tok, world.config.answer_tokens
-    pairs = [d.example for _, dreams in taught for d in dreams if d.example.prompt]
+    tok, longest, row_length = world.tok, world.config.answer_tokens, world.config.row_length
+    examples = [d.example for _, dreams in taught for d in dreams]
+    pairs = [e for e in examples if e.prompt]
+    if examples and not pairs:
+        rows = packing.pack(encoding.encode(tok, examples, row_length), row_length)[0]
+        return token_accuracy(world.model, params, memory, rows, world.config.eval_batch // 4)
     pairs = [p for p in pairs if len(tok.encode(" " + p.answer)) < longest]
     if not pairs:
         return None
@@ -98,14 +114,29 @@ def run(
     1. Room is made: a full level is consolidated into the next, or merged if it is the slowest.
     2. Every self dreams what it knows; a share of the dreams is held out.
     3. A fresh slot is seeded, all else frozen.
-    4. The sleeper is compared with its pre-sleep self on the held-out dreams. When the past got worse by more
-       than `sleep.margin`, or anything is not finite, the memory stays as it was in the evening: the slot
-       stays locked and the day stays in fast memory and at hand, for the next night.
+    4. The sleeper is compared with its pre-sleep self on the held-out dreams of the past and of the day. When
+       the past got worse by more than `sleep.margin`, or anything is not finite, the memory stays as it was
+       in the evening: the slot stays locked and the day stays in fast memory and at hand, for the next night.
+       (Room that was made stays made: a merge has been judged by itself.)
+
+    Args:
+      world: of the life.
+      name: "<cycle>-sleep", names the checkpoints.
+      cycle: number of the night.
+      params, memory, slots: of the evening, with the day in `memory.fast`.
+      days: that this night is for, the last of them today.
+      variant: what a method leaves out.
+
+    Returns:
+      The morning; of a night that was rolled back what went in, but for room that was made.
+
+    Raises:
+      ValueError: `sleep.day_in_context` documents are longer than the model's context.
     """
     config = world.config.sleep
     today = days[-1].name
     experience = merge(today, days)
-    memory, slots, reason = make_room(world, name, cycle, params, memory, slots)
+    memory, slots, reason = make_room(world, name, cycle, params, memory, slots, variant)
     if reason:
         return Outcome(params, memory, slots, metrics.Night(cycle, today, "rolled back", reason))
     past = earlier(world, slots, memory.active_LE.shape)
@@ -147,7 +178,8 @@ def settle(
         night = metrics.Night(cycle, today, "rolled back", reason)
         return Outcome(params, memory, slots, night, kept_new)
 
-    write_dreams(world, cycle, dreams, slot.rem)
+    file = f"{'rem' if slot.rem else 'night'}-{cycle:02d}"
+    write_dreams(world, file, cycle, dreams)
     old = Taught.split(old_dreams, config.held_out, cycle)
     new = Taught.split(new_dreams, config.held_out, cycle)
     if reason := new.lacking():
@@ -160,14 +192,18 @@ def settle(
 
     stage = name.split("-", 1)[1]
     with world.writer.timed(f"{stage}/judge", cycle):
-        before = agreement(world, params, resting, old.held_out)
-        after = agreement(world, seeding.params, slept, old.held_out)
-        new_after = agreement(world, seeding.params, slept, new.held_out)
+        before, new_before = (agreement(world, params, resting, x.held_out) for x in (old, new))
+        after, new_after = (agreement(world, seeding.params, slept, x.held_out) for x in (old, new))
         held_out = [d for _, ds in [*old.held_out, *new.held_out] for d in ds]
-        semantic = semantic_reward(world, params) if variant.semantic else None
+        semantic = semantic_reward(world) if variant.semantic else None
         rewards = rewarded(world, seeding.params, slept, held_out, semantic)
-        write_dreams(world, cycle, dreams, slot.rem, rewards)
-    judged = {"old_before": before, "old_after": after, "new_after": new_after}
+        path = write_dreams(world, file, cycle, dreams, rewards)
+    kept = encoding.encode(world.tok, [d.example for d in dreams if d.kept], world.config.row_length)
+    judged = {
+        "old_before": before, "old_after": after, "new_before": new_before, "new_after": new_after,
+        "reward": float(np.mean(list(rewards.values()))) if rewards else None,
+        "length": float(np.mean([len(e.tokens) for e in kept])),
+    }  # fmt: skip
     shown = {k: v for k, v in judged.items() if v is not None}
     world.writer.write("rem_judge" if slot.rem else "judge", cycle, 0, shown)
     if reason := verdict(seeding.finite, before, after, config.margin):
@@ -175,8 +211,9 @@ def settle(
     if variant.expand:
         level, index = place
         count = sum(d.kept for d in dreams)
-        slots = [*slots, dataclasses.replace(slot, level=level, index=index, dreams=count)]
-    night = metrics.Night(cycle, today, "committed")
+        slots = [*slots, dataclasses.replace(slot, level=level, index=index, dreams=count, dreams_file=path)]
+    untested = "" if before is not None else "nothing of the past was held out to judge it by"
+    night = metrics.Night(cycle, today, "committed", untested)
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
 
 
@@ -223,7 +260,14 @@ def free_slots(memory: Memory, level: int) -> list[int]:
 
 
 def make_room(
-    world: World, name: str, cycle: int, params: Tree, memory: Memory, slots: list[Slot], level: int = 0
+    world: World,
+    name: str,
+    cycle: int,
+    params: Tree,
+    memory: Memory,
+    slots: list[Slot],
+    variant: Variant,
+    level: int = 0,
 ) -> tuple[Memory, list[Slot], str]:
     """Sees to it that a level has a slot to fill beside the one kept for merging.
 
@@ -240,7 +284,7 @@ def make_room(
     L, E = memory.active_LE.shape
     target = min(level + 1, L - 1)
     if target != level:
-        memory, slots, reason = make_room(world, name, cycle, params, memory, slots, target)
+        memory, slots, reason = make_room(world, name, cycle, params, memory, slots, variant, target)
         if reason:
             return memory, slots, reason
     moved = [s for s in slots if s.level == level]
@@ -256,6 +300,8 @@ def make_room(
     none = Experience("", (), (), ())
     of_the_past = config.without_the_day()
     dreams, _ = dream(world, params, memory, past, nobody, none, cycle, of_the_past)
+    file = f"merge-{cycle:02d}-{level + 1}"
+    path = write_dreams(world, file, cycle, [d for _, ds in dreams for d in ds])
     merging = {n for s in moved for n in s.experiences}
     old = Taught.split([d for d in dreams if not merging & set(d[0].knows)], config.held_out, cycle)
     new = Taught.split([d for d in dreams if merging & set(d[0].knows)], config.held_out, cycle)
@@ -266,13 +312,14 @@ def make_room(
     for s in moved:
         mask[s.level, s.index] = True
     student = memory_lib.with_active(memory_lib.rest(memory), memory.active_LE & ~mask)
-    seeding = seed(world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, Variant())
+    seeding = seed(world, f"{name}-merge{level}", cycle, params, memory, student, place, old, new, variant)
     merged = Slot(
         *place,
         nights,
         tuple(e for s in moved for e in s.experiences),
         sum(s.documents for s in moved),
-        sum(s.dreams for s in moved),
+        sum(d.kept for _, ds in dreams for d in ds),
+        path,
     )
     after = memory_lib.clear_slots(dataclasses.replace(seeding.memory, fast=memory.fast), mask)
     held_out = [*old.held_out, *new.held_out]
@@ -309,17 +356,17 @@ def rewarded(
 
 def write_dreams(
     world: World,
+    name: str,
     cycle: int,
     dreams: Sequence[Dream],
-    rem: bool = False,
     rewards: Mapping[Dream, float] = MappingProxyType({}),
-) -> None:
-    """dreams/night-NN.jsonl: what was dreamt, by whom, kept or why not; of those held out, how the sleeper
-    retells them.
+) -> str:
+    """dreams/<name>.jsonl: what was dreamt, by whom, kept or why not; of those held out, how the sleeper
+    retells them. Returns its path in the life's directory.
     """
-    metrics.write_dreams(
+    return metrics.write_dreams(
         world.workdir,
-        metrics.dreams_name(cycle, rem),
+        name,
         (
             metrics.Dream(
                 night=cycle,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sleep_jax import evals, rng, rollout
+from sleep_jax.bounds import at_least
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -58,13 +59,11 @@ class RecallConfig:
     per_answer: float = 3.0  # most dreams of one answer, in even shares over the answers dreamt
 
     def __post_init__(self):
+        at_least(self, "sleep.recall.", max_new=1, rounds=1, surplus=1, batch_size=1, answer_max_new=1)
         if self.temperature <= 0:
             raise ValueError(
                 f"sleep.recall.temperature={self.temperature} must be above 0: at 0 all dreams are the same"
             )
-        for key in ("rounds", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"sleep.recall.{key}={getattr(self, key)} must be at least 1")
 
 
 def recall(
@@ -198,6 +197,7 @@ def _judge(
             fresh,
             max_new=config.answer_max_new,
             batch_size=config.batch_size,
+            whole=True,
         )
 
     answers = ask(self_)
@@ -236,8 +236,8 @@ def day_at_hand(
 ) -> list[Dream]:
     """The day's inputs as prompts, with the awake self's own answers; the day's answers are not looked at.
 
-    An answer that is blank, no text, or makes the dream longer than `longest` tokens (as in `recall`) cannot
-    be taught.
+    An answer that is blank, no text, did not end, or makes the dream longer than `longest` tokens (as in
+    `recall`) cannot be taught.
     """
     longest = longest or model.config.max_len - config.answer_max_new
     pairs = list(dict.fromkeys(e.prompt for e in documents if e.prompt))
@@ -249,6 +249,7 @@ def day_at_hand(
         [Example(p, "?") for p in pairs],
         max_new=config.answer_max_new,
         batch_size=config.batch_size,
+        whole=True,
     )
     dreams = []
     for example in map(Example, pairs, answers):

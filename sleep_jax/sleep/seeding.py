@@ -102,6 +102,12 @@ def seed(
       place: level and index of the slot.
       old, new: dreams of the past and of the day, each with its teachers.
       context: tokens of the day; reading them first, the awake self teaches the day once more.
+
+    Returns:
+      The student after it, whether or not all of it is finite.
+
+    Raises:
+      ValueError: the context is longer than the model's, or no dream is short enough to be practised.
     """
     model, config = world.model, world.config.sleep
     if variant.expand:
@@ -140,16 +146,19 @@ def seed(
         memory=memory,
         student=lambda trainable: join(trainable, params, student),
         pools=(past + past_recalled if variant.rehearse else [], today + today_recalled),
-        semantic=semantic_reward(world, params) if variant.semantic else None,
+        semantic=semantic_reward(world) if variant.semantic else None,
         config=config.imitate,
         score=consolidate.scorer(model),
         seed=world.seed * 1000 + cycle,
     )
     practise = practiser.stage(lambda: world.account)
     practised = objective.weights["imitation"] or objective.weights["kl_on_policy"]
+    taught = objective.weights["kl"] or objective.weights.get("routing")
 
     def stage(step: int, trainable: Tree, batch: tuple[np.ndarray, np.ndarray]):
         rows_B, draws_BT = batch
+        if not taught:  # what has no weight is not computed, and is on no account
+            return practise(step, trainable, None)
         lesson = jax.tree.map(lambda x: x[rows_B], train)
         rows = noise.blanked(lesson.rows, draws_BT, world.tok, config.blanks)
         lesson = dataclasses.replace(lesson, rows=rows)
@@ -163,7 +172,7 @@ def seed(
             world,
             phase,
             cycle,
-            steps.make(objective, optimizer),
+            steps.make(objective, optimizer, world.config.micro_batches),
             steps.init(optimizer, start),
             frozen,
             batches,
@@ -241,8 +250,9 @@ def _shares(taught: Encoded, whole: float) -> list[float]:
     return [whole * self_.weight / total for self_, _ in taught]
 
 
-def semantic_reward(world: World, params: Tree) -> imitate.SemanticReward:
+def semantic_reward(world: World) -> imitate.SemanticReward:
     """What `sleep.imitate.semantic` names, with the frozen birth model where it takes one."""
+    params = world.newborn
     config = world.config.sleep.imitate
     if config.semantic == "hidden":
         return imitate.HiddenCosine(world.model, params, config.threshold)

@@ -30,6 +30,7 @@ class Slot:
       experiences: names of what was lived on the days before, in the same order.
       documents: number of examples of those days.
       dreams: number of dreams that it was seeded from.
+      dreams_file: which they are, in the life's directory.
       share_of_answers: share of this life's probes in whose answers it was open most, by `leading`.
       rem: whether it keeps what stage 2 of its night learnt.
     """
@@ -40,6 +41,7 @@ class Slot:
     experiences: tuple[str, ...]
     documents: int
     dreams: int
+    dreams_file: str = ""
     share_of_answers: float | None = None
     rem: bool = False
 

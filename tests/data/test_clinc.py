@@ -82,6 +82,11 @@ def edited(edit):
         (edited(lambda d: d["train"].insert(3, ["only one"])), r"train\[3\] must be \[utterance, intent\]"),
         (edited(lambda d: d["train"].insert(0, ["", "pin"])), r"train\[0\] must be .* not blank"),
         (edited(lambda d: d["val"].insert(1, ["x", 5])), r"val\[1\] must be"),
+        (
+            edited(lambda d: d["train"].insert(2, ["so \ud83d", "pin"])),
+            r"data_full.json: train\[2\] holds the lone surrogate '\\ud83d' at 3 of 'so",
+        ),
+        (edited(lambda d: d["test"].insert(1, ["x", "\udc00"])), r"test\[1\] holds the lone surrogate"),
         (edited(lambda d: d["val"].append(["x", "pin_"])), "'pin_', which no domain .* did you mean 'pin'"),
         (
             edited(lambda d: d.update(train=[e for e in d["train"] if e[1] != "say_no"])),
@@ -102,6 +107,7 @@ def test_malformed_data(tmp_path, data, message):
 @pytest.mark.parametrize(
     ("domains", "message"),
     [
+        (DOMAINS | {"\ud800": ["pin"]}, r"domains.json: the name of a domain holds the lone surrogate"),
         (DOMAINS | {"trip": "book_a_flight"}, "'trip' must hold a non-empty array"),
         (DOMAINS | {"trip": []}, "'trip' must hold a non-empty array"),
         (DOMAINS | {"trip": ["book_a_flight", "pin"]}, "'pin' stands in 'bank' and in 'trip'"),
@@ -119,6 +125,12 @@ def test_not_utf8(tmp_path):
     (tmp_path / "clinc150" / "data_full.json").write_bytes(b'{"train": "\xff"}')
     with pytest.raises(ValueError, match="not UTF-8 at byte 11"):
         load(tmp_path)
+
+
+def test_a_whole_character_of_two_surrogates_is_read(tmp_path):
+    write(tmp_path, data=edited(lambda d: d["train"].insert(0, ["smile \U0001f600", "pin"])))
+    assert "\\ud83d\\ude00" in (tmp_path / "clinc150" / "data_full.json").read_text()
+    assert load(tmp_path).birth.train[0] == Example("smile \U0001f600", "pin")
 
 
 @pytest.mark.skipif(not (REAL / "clinc150").is_dir(), reason=f"no CLINC150 in {REAL}")

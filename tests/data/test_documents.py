@@ -46,7 +46,7 @@ def test_files_are_split_evenly(tmp_path):
     assert [d.name for d in s.days] == ["3.txt to 4.txt", "5.txt to 6.txt"]
     assert (len(s.birth.train), len(s.days[0].train)) == (12 - 2, 8 - 2)
     assert [d.name for d in load(tmp_path).days] == [f"{k}.txt" for k in range(1, 7)]
-    with pytest.raises(ValueError, match=r"7 file\(s\).*days=7 need at least 8"):
+    with pytest.raises(ValueError, match=r"stream.path=.* holds 7 file\(s\).*stream.days=7 need at least 8"):
         load(tmp_path, days=7)
 
 
@@ -105,15 +105,15 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match=r"b.txt .*: 1 paragraph\(s\) of at least 8 words"):
         load(tmp_path)
     (tmp_path / "b.txt").unlink()
-    with pytest.raises(ValueError, match=r"1 file\(s\), but birth and days=0 need at least 2"):
+    with pytest.raises(ValueError, match=r"1 file\(s\), but birth and stream.days=0 need at least 2"):
         load(tmp_path)
 
 
 def test_no_folder_and_nothing_in_it(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x00")
     (tmp_path / ".hidden.txt").write_text(paragraph(0))
-    with pytest.raises(ValueError, match=r"holds no .txt or .md file"):
+    with pytest.raises(ValueError, match=r"stream.path=.* holds no .txt or .md file"):
         load(tmp_path)
     for path in (str(tmp_path / "nowhere"), ""):
-        with pytest.raises(FileNotFoundError, match="set path"):
+        with pytest.raises(FileNotFoundError, match="stream.path=.* set it to a folder"):
             load(path)

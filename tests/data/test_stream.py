@@ -27,15 +27,30 @@ def test_divide_keeps_order_and_loses_nothing():
 
 
 def test_divide_names_the_numbers_that_disagree():
-    with pytest.raises(ValueError, match=r"days=3, but groups leave 2 after birth \(2 of 4"):
+    with pytest.raises(
+        ValueError, match=r"stream.days=3, but groups leave 2 .*\(2 of 4 .*stream.birth_fraction=0.5"
+    ):
         stream.divide([group(name) for name in "abcd"], 0.5, 3, "groups")
     with pytest.raises(ValueError, match="groups: found 1"):
         stream.divide([group("a")], 0.5, 0, "groups")
 
 
+def test_what_is_told_of_a_stream_changes_with_every_word_of_it():
+    first = stream.divide([group(name) for name in "ab"], 0.5, 0, "groups")
+    day = first.days[0]
+    other = dataclasses.replace(day, test=(Example(day.test[0].prompt, "x"), *day.test[1:]))
+    told = stream.told(first)
+    assert [t.split(" (")[0] for t in told] == [
+        f"birth of {len(first.birth.train)}",
+        f"b of {len(day.train)}",
+    ]
+    changed = stream.told(stream.Stream(first.birth, (other,)))
+    assert changed[0] == told[0] and changed[1] != told[1] and told == stream.told(first)
+
+
 @pytest.mark.parametrize(("wrong", "right"), [("biografies", "biographies"), ("clinc", "clinc150")])
 def test_unknown_source_suggests_the_nearest(wrong, right):
-    with pytest.raises(ValueError, match=f"source='{wrong}'.*did you mean '{right}'"):
+    with pytest.raises(ValueError, match=f"stream.source='{wrong}'.*did you mean '{right}'"):
         stream.load(StreamConfig(source=wrong))
 
 
@@ -53,11 +68,12 @@ def test_unknown_source_far_from_all_lists_them():
         {"people_at_birth": 0},
         {"attributes": 0},
         {"birth_fraction": 1.5},
+        {"probes": "train"},
         {"tfds_splits": ("train",)},
     ],
 )
 def test_config_names_the_key(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    with pytest.raises(ValueError, match=f"stream.{next(iter(bad))}="):
         StreamConfig(**bad)
 
 

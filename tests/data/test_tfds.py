@@ -55,16 +55,18 @@ def test_days_share_the_classes_evenly(fake):
     s = load(days=2)
     assert [d.name for d in s.days] == ["cow, hen", "pig"]
     assert len(s.birth.train) + sum(len(d.train) for d in s.days) == 10
-    with pytest.raises(ValueError, match="days=4, but 3 of the 5 classes"):
+    with pytest.raises(ValueError, match="stream.days=4, but 3 of the 5 classes"):
         load(days=4)
 
 
 def test_bad_settings(fake):
-    with pytest.raises(ValueError, match="tfds_text='txt' is not a feature of 'toy', did you mean 'text'"):
+    with pytest.raises(
+        ValueError, match="stream.tfds_text='txt' is not a feature of 'toy', did you mean 'text'"
+    ):
         load(tfds_text="txt")
-    with pytest.raises(ValueError, match="tfds_label='text' .* is no ClassLabel"):
+    with pytest.raises(ValueError, match="stream.tfds_label='text' .* is no ClassLabel"):
         load(tfds_label="text")
-    with pytest.raises(ValueError, match="tfds_name"):
+    with pytest.raises(ValueError, match="stream.source='tfds' .* stream.tfds_name="):
         load(tfds_name="")
 
 
@@ -72,7 +74,7 @@ def test_bad_settings(fake):
     ("record", "message"),
     [
         ({"text": b"a\xff", "label": 0}, "split 'test', example 10: not UTF-8 at byte offset 1"),
-        ({"text": b" ", "label": 0}, "example 10: tfds_text='text' must be a text that is not blank"),
+        ({"text": b" ", "label": 0}, "example 10: stream.tfds_text='text' must be a text that is not blank"),
         ({"text": 5, "label": 0}, "must be a text that is not blank, found 5"),
         ({"text": b"a", "label": -1}, "label -1, but there are 5 label names"),
     ],
@@ -85,7 +87,9 @@ def test_bad_records(fake, record, message):
 
 def test_class_without_examples(fake):
     fake.change = lambda split, source: Source(source[:4]) if split == "test" else source
-    with pytest.raises(ValueError, match=r"split 'test' \(test\) has no example of 'pig'; .*tfds_splits"):
+    with pytest.raises(
+        ValueError, match=r"split 'test' \(test\) has no example of 'pig'; .*stream.tfds_splits.*stream.days"
+    ):
         load()
 
 
@@ -96,5 +100,5 @@ def test_a_class_may_lack_probes_when_its_day_has_some(fake):
 
 def test_missing_module_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r"sleep_jax\[tfds\]"):
+    with pytest.raises(ImportError, match=r"stream.source=.*sleep_jax\[tfds\]"):
         load()

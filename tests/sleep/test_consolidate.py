@@ -7,6 +7,8 @@ import numpy as np
 import optax
 import pytest
 from equality import bit_equal
+from scipy import special
+from slots import read_slot
 
 from sleep_jax import optim, partition, steps
 from sleep_jax.data import encoding
@@ -168,7 +170,7 @@ def test_without_practice_the_teachers_dreams_are_all(case):
 def test_a_weight_outside_its_range_is_named(key):
     with pytest.raises(ValueError, match=rf"sleep.seed.{key}=1.5 is not in \[0, 1\]"):
         SeedConfig(**{key: 1.5})
-    with pytest.raises(ValueError, match="sleep.seed.routing=-1 must not be negative"):
+    with pytest.raises(ValueError, match="sleep.seed.routing=-1 must be at least 0"):
         SeedConfig(routing=-1)
     with pytest.raises(ValueError, match="sleep.seed.temperature=0 must be above 0"):
         SeedConfig(temperature=0)
@@ -289,7 +291,7 @@ def pupil(bed):
     objective = consolidate.objective(bed.model, SeedConfig(alpha=1.0), consolidate.into_slot(0, 2))
     kl = jax.jit(lambda slot, frozen, rows: objective.totals(slot, frozen, {"lesson": rows}, None)[0]["kl"])
     masked = memory_lib.forget_day(bed.memory)
-    slot = memory_lib.read_slot(bed.memory, 0, 3)
+    slot = read_slot(bed.memory, 0, 3)
     return types.SimpleNamespace(
         objective=objective, kl=kl, masked=masked, frozen=(bed.params, masked), slot=slot
     )
@@ -316,12 +318,15 @@ def test_the_router_is_taught_to_open_on_its_own_rows_alone(bed, encoded, teach,
     out = jax.jit(lambda m: bed.model.apply(bed.params, rows.tokens_BT, memory=m, **where))(student)
     chance_NBT = 1 / (1 + np.exp(-np.asarray(out.router_NBTLE[..., 0, 2], np.float64)))
     read_BT = rows.segments_BT > 0
+    entropy_BT = special.entr(special.softmax(np.asarray(out.logits_BTV, np.float64), axis=-1)).sum(-1)
     for lesson, told in ((own, chance_NBT), (others, 1 - chance_NBT)):
         terms, metrics = totals(pupil.slot, lesson)
         counts = objective.counts({"lesson": lesson})
         assert float(terms["routing"].count) == read_BT.sum() == counts["routing"]
         wanted = -np.log(told).mean(0)[read_BT].sum()
         np.testing.assert_allclose(terms["routing"].total, wanted, rtol=1e-4)
+        np.testing.assert_allclose(metrics["entropy"].total, (entropy_BT * rows.weights_BT).sum(), rtol=1e-4)
+        assert metrics["entropy"].count == rows.weights_BT.sum()
         opened = metrics["open_on_own" if lesson is own else "open_on_others"]
         np.testing.assert_allclose(opened.total, out.routes_BTLE[..., 0, 2][read_BT].sum(), rtol=1e-5)
     assert objective.weights["routing"] == 2.0
@@ -438,7 +443,7 @@ def test_nothing_but_the_slot_moves(seeded, bed):
     params, written = consolidate.into_slot(0, 2)(seeded.masked.slot, bed.params, student)
     assert params is bed.params and written.fast is student.fast
     for e in range(4):
-        moved = bit_equal(memory_lib.read_slot(written, 0, e), memory_lib.read_slot(student, 0, e))
+        moved = bit_equal(read_slot(written, 0, e), read_slot(student, 0, e))
         assert bool(moved) == (e == 2)
     assert written.active_LE.tolist() == [[True, False, True, False]]
 
