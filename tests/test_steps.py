@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from equality import bit_equal
+from slots import read_slot
 
 from sleep_jax import losses, steps
 from sleep_jax.model import memory as memory_lib
@@ -217,7 +218,7 @@ def seeded(model, grown):
     }
 
     def run(partitioner, micro_batches=1):
-        state = partitioner.put(steps.init(optimizer, memory_lib.read_slot(memory, *PLACE)))
+        state = partitioner.put(steps.init(optimizer, read_slot(memory, *PLACE)))
         step = partitioner.compile(steps.make(objective, optimizer, micro_batches))
         frozen, rows, seen = partitioner.put((params, memory)), partitioner.put_batch(batch), []
         for key in keys:
@@ -242,7 +243,7 @@ def test_every_mesh_seeds_the_slot_of_a_single_device(
     assert metrics[0].keys() == names | {"gradient_norm"}
     chex.assert_trees_all_close(metrics, seeded_alone[1], rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_close(state, seeded_alone[0], rtol=1e-3, atol=1e-4)
-    before = jax.device_get(memory_lib.read_slot(grown(model)[1], *PLACE))
+    before = jax.device_get(read_slot(grown(model)[1], *PLACE))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, before)
     assert min(jax.tree.leaves(moved)) > 1e-3
 
