@@ -32,11 +32,9 @@ def main(argv):
         flush=True,
     )
     try:
-        config, workdir = (
-            settings.load(CONFIG.value.to_dict()),
-            WORKDIR.value or f"runs/{options.name(CONFIG)}",
-        )
-        {"life": life.run, "incorporation": incorporation.run}[config.study](config, workdir)
+        config = settings.load(CONFIG.value.to_dict())
+        study = {"life": life.run, "incorporation": incorporation.run}[config.study]
+        study(config, WORKDIR.value or f"runs/{options.name(CONFIG)}")
     except (ValueError, OSError, ImportError, FloatingPointError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):
             raise

@@ -75,8 +75,8 @@ def agreement(
 ) -> float | None:
     """Share of held-out dreams with a prompt that this self answers as the dream does.
 
-    Dreams that are longer than an answer may be are not asked for. Where no dream has a prompt, share of their
-    tokens that it finds likeliest; None without any dream.
+    Dreams that are longer than an answer may be are not asked for. Where no dream has a prompt, share of
+    their tokens that it finds likeliest; None without any dream.
     """
     tok, longest, row_length = world.tok, world.config.answer_tokens, world.config.row_length
     examples = [d.example for _, dreams in taught for d in dreams]

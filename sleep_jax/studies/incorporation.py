@@ -212,7 +212,8 @@ def run(config: Config, workdir: str) -> list[dict]:
         _, grown = life.live(config, seed, base / "grown", material, newborn, "sleep", methods.get("sleep"))
         for name in names:
             print(f"{name} · seed {seed}", flush=True)
-            world = life.world_of(config, seed, base / name, material, newborn.tok)
+            world = life.world_of(config, seed, base / name, material, newborn.tok, name)
+            world.newborn = newborn.params
             results.append({"arm": name, "seed": seed} | live(world, ARMS[name], grown, train, given))
             world.writer.close()
             show(root, results)
@@ -284,7 +285,7 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
         who = rem.sleeper(world, state.params, state.memory)
         learnt, rounds = rem.learn_to_dream(who, start, train, config, rng.fold(key, 2), world.seed)
         for one in rounds:
-            metrics.write_dreams(world.workdir, f"round-{one.number}.jsonl", map(rem.told, one.dreams))
+            metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told, one.dreams))
         metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
         return dataclasses.replace(state, extra={"dreamer": dreamer if learnt is None else learnt})
 
