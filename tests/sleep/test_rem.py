@@ -1,0 +1,175 @@
+"""Rounds of learning to dream, and what of it is kept; what a dream is and does, test_dream tells."""
+
+import dataclasses
+import math
+import types
+
+import jax
+import numpy as np
+import pytest
+from equality import bit_equal
+
+from sleep_jax.data import dreams as text
+from sleep_jax.data.stream import Example
+from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.model import lora
+from sleep_jax.sleep import dream, night, rem, trials
+from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
+from sleep_jax.sleep.seeding import Variant
+
+KEY = jax.random.key(3)
+ASKED = (Example("Where is it?", "Bath"),)
+TASKS = [Task("one", "it is in Bath", ASKED), Task("two", "a cat is it", ASKED)]
+CONFIG = DreamConfig(rounds=2, per_context=2, top=1, random=1, recount=3)
+
+
+def dreamt(task, said, **fields):
+    return Dreamt(task, "free", task.context, said, tuple(text.read(said)), **fields)
+
+
+class Rounds:
+    """A loop in which the outcome of every trial is given: `before, after` of each dream of each round."""
+
+    def __init__(self, monkeypatch, outcomes):
+        self.outcomes, self.dreamers, self.keys, self.learnt = iter(outcomes), [], [], []
+        for name in ("imagine", "select", "attempt", "learn"):
+            monkeypatch.setattr(dream, name, getattr(self, name))
+
+    def imagine(self, who, dreamer, tasks, config, key):
+        self.dreamers.append(dreamer)
+        self.keys.append(key)
+        return [dreamt(t, f"{t.context} {n}") for t in tasks for n in range(2)]
+
+    def select(self, who, start, made, config, key):
+        self.keys.append(key)
+        made[-1].reason = "not selected"
+
+    def attempt(self, who, start, made, config):
+        for d, (before, after) in zip(made, next(self.outcomes), strict=False):
+            d.before, d.after, d.difference, d.error = before, after, after - before, 0.1
+
+    def learn(self, who, dreamer, good, config, key, seed):
+        self.keys.append(key)
+        self.learnt.append([d.text for d in good])
+        return (f"after {len(good)}", 0.5) if good else (dreamer, math.nan)
+
+
+def test_every_round_is_dreamt_by_who_has_learnt_from_the_last(monkeypatch):
+    outcomes = [[(0.0, 1.0), (0.5, 0.5), (0.2, 0.4)], [(0.0, 0.0)] * 3, [(0.0, 1.0)] * 3]
+    fake = Rounds(monkeypatch, outcomes)
+    config = dataclasses.replace(CONFIG, rounds=3)
+    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, config, KEY, 7)
+    assert fake.dreamers == [None, "after 2", "after 2"] and dreamer == "after 3"
+    assert fake.learnt[0] == ["it is in Bath 0", "a cat is it 0"] and not fake.learnt[1]
+    assert len({tuple(jax.random.key_data(k).tolist()) for k in fake.keys}) == 9, "nothing is drawn twice"
+    assert [r.note for r in rounds] == [
+        "",
+        "none of 3 trials was rewarded: the dreamer stays as it is",
+        "all 3 trials were rewarded: they tell the dreamer nothing of what helps",
+    ]
+    assert rem.summary(rounds[0]) == {
+        "round": 1, "dreamt": 4, "tried": 3, "rewarded": 2, "before": pytest.approx(0.7 / 3),
+        "after": pytest.approx(1.9 / 3), "nll": 0.5, "note": "",
+    }  # fmt: skip
+
+
+def test_without_a_reward_nobody_has_learnt_to_dream(monkeypatch):
+    fake = Rounds(monkeypatch, [[(1.0, 1.0)] * 3, [(1.0, 0.5)] * 3])
+    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, CONFIG, KEY, 7)
+    assert dreamer is None and fake.dreamers == [None, None]
+    assert all(math.isnan(r.nll) for r in rounds)
+
+
+def test_a_round_in_which_nothing_could_be_tried_says_so(monkeypatch):
+    fake = Rounds(monkeypatch, [[], []])
+
+    def none(who, start, made, config, key):
+        for d in made:
+            d.reason = "it did not end"
+
+    monkeypatch.setattr(dream, "select", none)
+    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, CONFIG, KEY, 7)
+    assert dreamer is None and not any(fake.learnt)
+    assert rounds[0].note == "none of 4 dreams could be tried: the dreamer stays as it is"
+    assert rem.summary(rounds[0])["before"] is None and rem.summary(rounds[0])["tried"] == 0
+
+
+def test_a_dream_is_written_down_with_its_fate():
+    tried = dreamt(TASKS[0], "Where? -> Bath", before=0.0, after=0.5, difference=0.5, error=0.5, norm=2.0)
+    told = rem.told(tried)
+    assert (told.task, told.prompt, told.text, told.reward) == ("one", "it is in Bath", "Where? -> Bath", 1)
+    assert (told.norm, told.before, told.after, told.difference, told.error) == (2.0, 0.0, 0.5, 0.5, 0.5)
+    assert rem.told(dreamt(TASKS[0], "a", reason="not selected")).reward is None
+
+
+@pytest.fixture
+def remembered(tiny, grown, monkeypatch):
+    """`remembered(learnt, config, more)`: what goes into the night, and what the instances were asked."""
+    tok = Tokenizer.train([" where is it? in Bath. what is it -> a cat. free text. yes no"] * 3, 300)
+    model = tiny(vocab_size=tok.vocab_size, max_len=64)
+    params, memory = grown(model)
+    start = lora.init(model.config, CONFIG.trials.rank, KEY)
+    config = types.SimpleNamespace(row_length=24, answer_tokens=8)
+    world = types.SimpleNamespace(model=model, tok=tok, config=config)
+
+    def run(learnt, config=CONFIG, more=()):
+        asked, settled = [], []
+
+        def answers(model, tok, params, memory, adapters, questions, config, *, max_new):
+            asked.extend(questions)
+            return [
+                [f"said {i}" if q.prompt != "Mute?" else " " for q in qs] for i, qs in enumerate(questions)
+            ]
+
+        def instances(who, begun, tasks, config):
+            assert begun is start and tasks == learnt
+            return {k: np.stack([x + i for i in range(len(tasks))]) for k, x in start.items()}
+
+        def imagine(who, dreamer, tasks, config, key):
+            assert config.per_context == 3 and dreamer == "dreamer"
+            return list(more)
+
+        monkeypatch.setattr(dream, "instances", instances)
+        monkeypatch.setattr(dream, "imagine", imagine)
+        monkeypatch.setattr(trials, "answers", answers)
+        monkeypatch.setattr(night, "settle", lambda *args: settled.append(args) or "morning")
+        args = world, "004-rem", 4, params, memory, ["slots"], start, "dreamer", learnt, "old", config, KEY
+        assert rem.remember(*args) == "morning"
+        return settled[0], asked, start
+
+    return run
+
+
+def test_what_is_kept_is_the_context_the_free_lines_and_answers_of_the_instances(remembered):
+    one, two = TASKS
+    learnt = [(one, [dreamt(one, "Where? -> Rome"), dreamt(one, "in Bath it is")]), (two, [])]
+    more = [
+        dreamt(one, "Where? -> Bath"),  # asked already
+        dreamt(one, "Who? -> a cat"),
+        dreamt(one, "No? -> x", reason="duplicate"),
+        dreamt(two, "Mute? -> a"),
+    ]
+    (_, name, cycle, _, memory, slots, slot, old, new, variant), asked, start = remembered(learnt, more=more)
+    assert (name, cycle, slots, old, variant) == ("004-rem", 4, ["slots"], "old", Variant())
+    assert [[q.prompt for q in qs] for qs in asked] == [["Where?", "Who?"], ["Mute?"]]
+    kept = [[(d.example.prompt, d.example.answer) for d in ds if d.kept] for _, ds in new]
+    assert kept == [
+        [("", "it is in Bath"), ("", "in Bath it is"), ("Where?", "said 0"), ("Who?", "said 0")],
+        [("", "a cat is it")],
+    ]
+    assert [d.reason for d in new[1][1]] == ["", "malformed"]
+    assert [(s.name, s.knows, s.awake, s.weight) for s, _ in new] == [
+        ("awake: one", ("one",), False, 1.0),
+        ("awake: two", ("two",), False, 1.0),
+    ]
+    for i, (self_, dreams) in enumerate(new):
+        shifted = {k: x + i for k, x in start.items()}
+        assert bit_equal(self_.adapter, lora.scaled(shifted, CONFIG.trials.scale)) == []
+        np.testing.assert_array_equal(self_.active, np.asarray(memory.active_LE))
+        assert {d.teacher for d in dreams} == {self_.name}
+    assert (slot.nights, slot.experiences, slot.documents, slot.rem) == ((4,), ("one", "two"), 2, True)
+
+
+def test_a_passage_that_nothing_was_dreamt_of_is_kept_as_it_was_read(remembered):
+    (*_, new, _), asked, _ = remembered([(TASKS[0], [])], more=[dreamt(TASKS[0], "Where? -> x")])
+    assert asked == [[]] and [d.example for d in new[0][1]] == [Example("", "it is in Bath")]
