@@ -5,7 +5,7 @@ Freed memory is kept, as `launch.main` does.
 
 import os
 
-# Devices that are threads wait for each other; where other jobs keep the cores busy for 40 s, XLA would abort.
+# Devices that are threads wait for each other; XLA would abort where other jobs keep the cores for 40 s.
 for flag, value in {
     "--xla_force_host_platform_device_count": 8,
     "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
