@@ -5,9 +5,13 @@ Freed memory is kept, as `launch.main` does.
 
 import os
 
-_FLAG = "--xla_force_host_platform_device_count"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+# Devices that are threads wait for each other; XLA would abort where other jobs keep the cores for 40 s.
+for flag, value in {
+    "--xla_force_host_platform_device_count": 8,
+    "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
+}.items():
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
 
 from launch import heap  # noqa: E402
 

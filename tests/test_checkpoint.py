@@ -294,6 +294,8 @@ def test_a_work_directory_belongs_to_one_configuration(tmp_path):
     checkpoint.work_dir_config(tmp_path / "w", json.dumps(config))
     checkpoint.work_dir_config(tmp_path / "w", json.dumps(config, indent=2, sort_keys=True))
     other = {**config, "model": {"width": 128, "rope": {}}, "mesh": {"data": 2}, "new": "x"}
+    (tmp_path / "w/seed1/birth").mkdir(parents=True)
+    (tmp_path / "w/seed1/birth/tokenizer.json").touch()  # as soon as there is one, something has begun
     with pytest.raises(CheckpointError, match="Choose another --workdir") as error:
         checkpoint.work_dir_config(tmp_path / "w", json.dumps(other), ignore=("mesh", "mod"))
     text = str(error.value)
@@ -306,6 +308,19 @@ def test_a_work_directory_belongs_to_one_configuration(tmp_path):
     assert "mesh.data" not in text and "seed" not in text and "rope" not in text
     checkpoint.work_dir_config(tmp_path / "w", json.dumps(other), ignore=("mesh", "model.width", "new"))
     assert json.loads((tmp_path / "w/config.json").read_text())["model"]["width"] == 64
+
+
+@pytest.mark.parametrize("begun", [None, "phases/000-birth", "sleep/ckpt/001-wake-000000002"])
+def test_a_directory_in_which_nothing_was_lived_takes_another_configuration(tmp_path, begun):
+    checkpoint.work_dir_config(tmp_path, '{"seed": 0}')
+    if begun:
+        (tmp_path / begun).mkdir(parents=True)
+        (tmp_path / begun / "meta.json").touch()
+        with pytest.raises(CheckpointError, match="seed: 0 in .*, 1 now"):
+            checkpoint.work_dir_config(tmp_path, '{"seed": 1}')
+    else:
+        checkpoint.work_dir_config(tmp_path, '{"seed": 1}')
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == int(begun is None)
 
 
 def test_opening_sweeps_leftovers_and_nothing_else(tmp_path):

@@ -224,7 +224,7 @@ def test_answers_that_did_not_end_are_blank_to_those_who_want_whole_ones(tok, pa
         out = parrot.decode(params, prompts_BT, lengths_B, keys_B, sampling, memory=memory)
         return dataclasses.replace(out, ended_B=prompts_BT[:, 1] != tok.encode(" red")[0])
 
-    hasty = dataclasses.replace(parrot, decode=cut)
+    hasty = parrot._replace(decode=cut)
     ask = functools.partial(rollout.answer, hasty, tok, {}, None, max_new=4, batch_size=2)
     questions = [Example("red", "?"), Example("green", "?")]
     assert ask(questions) == ["red", "green"] and ask(questions, whole=True) == ["", "green"]

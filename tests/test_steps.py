@@ -240,6 +240,7 @@ def test_every_mesh_seeds_the_slot_of_a_single_device(
 ):
     state, metrics = seeded(Partitioner(mesh), micro_batches)
     names = {"kl", "kl_on_policy", "imitation", "routing", "open_on_own", "open_on_others", "entropy"}
+    names |= {"entropy_on_policy"}
     assert metrics[0].keys() == names | {"gradient_norm"}
     chex.assert_trees_all_close(metrics, seeded_alone[1], rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_close(state, seeded_alone[0], rtol=1e-3, atol=1e-4)

@@ -163,7 +163,15 @@ def test_without_practice_the_teachers_dreams_are_all(case):
     whole, _, metrics = gradient_of(config, case)
     alone, _, fewer = gradient_of(config, case, lesson=case.batch["lesson"])
     np.testing.assert_allclose(alone, whole, atol=1e-6)
-    assert fewer.keys() == {"kl", "gradient_norm"} < metrics.keys()
+    assert fewer.keys() == {"kl", "entropy", "gradient_norm"} < metrics.keys()
+
+
+def test_a_lesson_of_no_weight_can_be_left_out(case):
+    config = SeedConfig(alpha=0.7, on_policy=1.0)
+    whole, _, metrics = gradient_of(config, case)
+    alone, _, fewer = gradient_of(config, case, practice=case.batch["practice"])
+    np.testing.assert_allclose(alone, whole, atol=1e-6)
+    assert fewer.keys() == metrics.keys() - {"kl", "entropy"}
 
 
 @pytest.mark.parametrize("key", ["beta", "alpha", "on_policy", "forced"])

@@ -71,7 +71,7 @@ class Stage:
         lengths_B = np.array([len(t) for t in texts], np.int32)
         return Rollout(tokens_BT, nothing, nothing, lengths_B, np.ones(len(texts), bool))
 
-    def answer(self, model, tok, params, memory, questions, *, max_new, batch_size):
+    def answer(self, model, tok, params, memory, questions, *, max_new, batch_size, whole):
         del model, tok, params, max_new, batch_size
         self.asked += questions
         return [self.answers.get(who(memory), {}).get(q.prompt, "no idea") for q in questions]
@@ -233,7 +233,7 @@ def endless(monkeypatch, tok):
         tokens_BT, lengths_B = recall.rollout.padded(texts)
         return Rollout(tokens_BT, None, None, lengths_B, None)
 
-    def answer(model, tok, params, memory, questions, *, max_new, batch_size):
+    def answer(model, tok, params, memory, questions, *, max_new, batch_size, whole):
         open_slots = {0} | {int(i) + 1 for i in memory.active_LE.nonzero()[1]}
         open_slots |= {99} if memory.fast is not None else set()
         asked = [map(int, q.prompt.split()) for q in questions]
