@@ -138,10 +138,11 @@ def get_config() -> ConfigDict:
     i.refresh = 8  # steps that share one round of sampling
 
     c.rem = g = ConfigDict()
+    g.tasks = 8  # of a night of the method sleep_rem, each gathered from what stage 1 dreamt
+    g.lines = 4  # dreams that are a task's context
+    g.questions = 8  # dreams that measure what was learnt of it
     g.rounds = 2  # of ReST-EM: dream, try, learn from what helped
-    g.roles = (
-        "free",
-    )  # what is asked for: "implications", "rewrite", "questions" or "free", in equal shares
+    g.roles = ("free",)  # what is asked for, in equal shares: "implications", "rewrite", "questions", "free"
     g.per_context = 5  # dreams of a context
     g.temperature = 1.0  # of the logits that dreams are sampled from
     g.max_new = 96  # tokens of a dream
@@ -156,14 +157,14 @@ def get_config() -> ConfigDict:
     g.grader = "exact"  # "exact", "f1", "contains" or "judge"
     g.best_of_n = False  # the dreamer learns from the best rewarded dream of a context alone
     g.trials = t = ConfigDict()  # an adapter for each dream
-    t.rank = 16
+    t.rank = 16  # R, columns of A and rows of B
     t.alpha = 32.0  # its product is scaled by alpha / rank
     t.steps = 20  # updates, each on all that the dream has
     t.at_once = 16  # trials that are trained together
     t.optim = _optim(lr=1e-2)
-    t.optim.warmup = 0.0
+    t.optim.warmup = 0.0  # a trial is too short for any
     g.learn = u = ConfigDict()  # an adapter that learns to dream
-    u.rank = 16
+    u.rank = 16  # as above
     u.alpha = 32.0  # as above
     u.epochs = 10  # passes over the rewarded dreams
     u.batch_rows = 8  # rows per step

@@ -67,7 +67,7 @@ def forget(workdir: str | pathlib.Path, nights: Sequence[int]) -> str:
     for slot in chosen:
         mask[slot.level, slot.index] = True
     cycle = names[-1].split("-")[0]
-    experience_of = {n.night: n.experience for n in state.nights}
+    experience_of = {n.night: n.experience for n in state.nights if not n.rem}
     state = dataclasses.replace(
         state,
         memory=memory_lib.clear_slots(state.memory, mask),
@@ -118,7 +118,7 @@ def _no_life(workdir: pathlib.Path) -> str:
 def _slots_of(record: dict, nights: Sequence[int]) -> list[Slot]:
     """The slots that hold these nights and no others."""
     slots, gone = ([Slot.from_json(s) for s in record.get(k, ())] for k in ("slots", "forgotten"))
-    outcome = {n["night"]: n for n in record["nights"]}
+    outcome = {n["night"]: n for n in record["nights"] if not n["rem"]}
     chosen = []
     for night in nights:
         if night not in outcome:
@@ -126,22 +126,23 @@ def _slots_of(record: dict, nights: Sequence[int]) -> list[Slot]:
             raise ValueError(f"there is no night {night}: the nights of this life so far are {known}")
         if any(night in s.nights for s in gone):
             raise ValueError(f"night {night} was taken out already")
-        slot = next((s for s in slots if night in s.nights), None)
-        if slot is None and outcome[night]["outcome"] == "rolled back":
+        mine = [s for s in slots if night in s.nights]  # two, where it has dreamt on
+        if not mine and outcome[night]["outcome"] == "rolled back":
             raise ValueError(
                 f"night {night} was rolled back ({outcome[night]['reason']}): it wrote no slot that could be "
                 "taken out; its day waits in fast memory for the next night"
             )
-        if slot is None:
+        if not mine:
             raise ValueError(
                 f"night {night} wrote no slot: a method without expansion keeps its nights in the backbone, "
                 "from which none can be taken out"
             )
-        if others := sorted(set(slot.nights) - set(nights)):
-            raise ValueError(
-                f"night {night} is in one slot with {', '.join(map(str, others))}: they can only go "
-                f"together, --night={','.join(map(str, slot.nights))}"
-            )
-        if slot not in chosen:
-            chosen.append(slot)
+        for slot in mine:
+            if others := sorted(set(slot.nights) - set(nights)):
+                raise ValueError(
+                    f"night {night} is in one slot with {', '.join(map(str, others))}: they can only go "
+                    f"together, --night={','.join(map(str, slot.nights))}"
+                )
+            if slot not in chosen:
+                chosen.append(slot)
     return chosen

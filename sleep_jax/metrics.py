@@ -36,13 +36,15 @@ from tensorboardX.summary import scalar
 class Night:
     """How a night ended: `outcome` is "committed" or "rolled back", `reason` says why it was rolled back.
 
-    A night that is taken out later has a second entry then, with the outcome "forgotten".
+    Stage 2 of a night has an entry of its own, with `rem`. A night that is taken out later has one more then,
+    with the outcome "forgotten".
     """
 
     night: int
     experience: str
     outcome: str
     reason: str = ""
+    rem: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

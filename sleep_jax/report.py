@@ -182,7 +182,8 @@ def _lost(runs: Sequence[Run], labels: Labels) -> Html:
     ]
     tables = []
     for run in slept:
-        ends = {night.get("night"): night for night in dicts(run.summary.get("nights"))}
+        nights = dicts(run.summary.get("nights"))
+        ends = {night.get("night"): night for night in nights if not night.get("rem")}
         rows, off = [], []
         for night in run.links:
             shares, end = leaks(night) or {}, ends.get(night.get("night"), {})

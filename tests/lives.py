@@ -48,6 +48,20 @@ SMALL = {
         "imitate": {"prompts": 2, "samples": 2, "max_new": 8, "width": 24, "refresh": 2},
         "optim": {"lr": 2e-2, "weight_decay": 0.1},
     },
+    "rem": {
+        "tasks": 2,
+        "lines": 1,
+        "questions": 2,
+        "rounds": 1,
+        "per_context": 2,
+        "top": 1,
+        "random": 1,
+        "max_new": 8,
+        "recount": 2,
+        "batch_size": 4,
+        "trials": {"rank": 2, "steps": 2, "at_once": 2},
+        "learn": {"rank": 2, "epochs": 1, "batch_rows": 2},
+    },
     "baseline": {"gradient_tokens": 400, "batch_rows": 4, "replay_buffer": 8, "ewc_examples": 8},
 }
 

@@ -182,6 +182,7 @@ def test_every_library_that_is_imported_is_required(monkeypatch):
         return roots - {*sys.stdlib_module_names, OURS, "launch", "configs"}
 
     run, extras = names(said["install_requires"]), said["extras_require"]
-    assert foreign(FILES.values()) <= run | names(extras["tfds"])
+    assert foreign(FILES.values()) <= run | names(extras["tfds"]) | names(extras["bench"])
+    assert users("torch") == users("peft") == users("transformers") == {"launch/bench_dream.py"}
     tests = sorted((ROOT / "tests").rglob("*.py"))
     assert foreign(tests) - {path.stem for path in tests} <= run | names(extras["test"])

@@ -8,6 +8,7 @@ from sleep_jax.sleep.seeding import Variant
 
 METHODS: dict[str, Method] = {
     "sleep": sleep.method(Variant()),
+    "sleep_rem": Method((*sleep.method(Variant()).phases, ("rem", sleep.dreams_on))),
     "sleep_no_imitation": sleep.method(Variant(imitate=False)),
     "sleep_no_semantic": sleep.method(Variant(semantic=False)),
     "sleep_no_expansion": sleep.method(Variant(expand=False)),

@@ -12,7 +12,7 @@ from sleep_jax.methods import finetune
 from sleep_jax.methods.base import Method
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.phases import State
-from sleep_jax.sleep import night, selves
+from sleep_jax.sleep import night, rem, selves
 from sleep_jax.sleep.night import ask
 from sleep_jax.sleep.seeding import Variant
 from sleep_jax.sleep.selves import Slot
@@ -28,6 +28,20 @@ def method(variant: Variant) -> Method:
         return nights_sleep(world, name, state, cycle, experience, variant)
 
     return Method((("wake", wake), ("sleep", sleep)))
+
+
+def dreams_on(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
+    """Stage 2 of a night whose stage 1 has committed; after one that was rolled back nothing is new."""
+    if state.nights[-1].outcome != "committed":
+        return state
+    dreams = metrics.read_jsonl(world.workdir / state.slots[-1].dreams_file)[0]
+    told = [Example(d["prompt"], d["answer"]) for d in dreams if d["kept"] and d["teacher"] == "awake"]
+    outcome = rem.run(world, name, cycle, state.params, state.memory, state.slots, experience.name, told)
+    lived = [world.stream.birth, *world.stream.days[:cycle]]
+    slots = _used(world, outcome.params, outcome.memory, outcome.slots, [p for e in lived for p in e.test])
+    return dataclasses.replace(
+        state, memory=outcome.memory, slots=slots, nights=[*state.nights, outcome.night]
+    )
 
 
 def wake(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
@@ -52,7 +66,7 @@ def nights_sleep(
     lived = [world.stream.birth, *world.stream.days[:cycle]]
     awake = evals.accuracy(ask(world, state.params, state.memory), experience.test)
     # A night that was rolled back has left its day at hand.
-    first = max((n.night for n in state.nights if n.outcome == "committed"), default=0)
+    first = max((n.night for n in state.nights if n.outcome == "committed" and not n.rem), default=0)
     days = world.stream.days[first:cycle]
     outcome = night.run(world, name, cycle, state.params, state.memory, state.slots, days, variant)
     student = None

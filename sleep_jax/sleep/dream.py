@@ -37,6 +37,9 @@ class DreamConfig:
       ValueError: a value outside its range.
     """
 
+    tasks: int = 8  # of a night that dreams, see `rem.gathered`
+    lines: int = 4  # dreams of stage 1 that are the context of such a task
+    questions: int = 8  # others, which measure what was learnt of it
     rounds: int = 2  # of ReST-EM
     roles: tuple[str, ...] = ("free",)  # what is asked for, of `data.dreams.PROMPTS`, in equal shares
     per_context: int = 5  # m, dreams of a context

@@ -1,6 +1,7 @@
 """One night: dream, seed a fresh slot, judge, and commit or roll back."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -169,14 +170,14 @@ def settle(
       slot: what is to be written down of it; its place and the number of its dreams are found here.
       old_dreams, new_dreams: of every self that teaches, kept or not.
     """
-    config, today = world.config.sleep, slot.experiences[-1]
+    config = world.config.sleep
+    ended = functools.partial(metrics.Night, cycle, slot.experiences[-1], rem=slot.rem)
     news = [d for _, ds in new_dreams for d in ds]
     dreams = [d for _, ds in old_dreams for d in ds] + news
     kept_new = [d for d in news if d.kept]
 
     def rolled_back(reason: str) -> Outcome:
-        night = metrics.Night(cycle, today, "rolled back", reason)
-        return Outcome(params, memory, slots, night, kept_new)
+        return Outcome(params, memory, slots, ended("rolled back", reason), kept_new)
 
     file = f"{'rem' if slot.rem else 'night'}-{cycle:02d}"
     write_dreams(world, file, cycle, dreams)
@@ -213,7 +214,7 @@ def settle(
         count = sum(d.kept for d in dreams)
         slots = [*slots, dataclasses.replace(slot, level=level, index=index, dreams=count, dreams_file=path)]
     untested = "" if before is not None else "nothing of the past was held out to judge it by"
-    night = metrics.Night(cycle, today, "committed", untested)
+    night = ended("committed", untested)
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
 
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sleep_jax import metrics, rng
+from sleep_jax import evals, metrics, rng
+from sleep_jax.data import dreams as text
 from sleep_jax.data import encoding
-from sleep_jax.data.stream import Example
+from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.model import memory as memory_lib
@@ -67,7 +68,7 @@ def learn_to_dream(
     return dreamer, rounds
 
 
-def told(dreamt: Dreamt) -> metrics.Trial:
+def told_of(dreamt: Dreamt) -> metrics.Trial:
     """A dream with all that happened to it, for dreams/."""
     tried = not dreamt.reason
     return metrics.Trial(
@@ -164,3 +165,110 @@ def _dream(awake: Self, task: Task, example: Example, world: World) -> Dream:
     tokens = len(encoding.encode_answering(world.tok, example).tokens) if readable and example.prompt else 0
     reason = "" if readable and tokens <= world.config.row_length else "malformed"
     return Dream(example, awake.name, task.name, "dreamt", reason)
+
+
+def rehearsed(
+    world: World, params: Tree, memory: Memory, slots: Sequence[Slot], cycle: int
+) -> list[tuple[Self, list[Dream]]]:
+    """What every earlier self dreams of itself, and nothing of any day."""
+    past = night.earlier(world, slots, memory.active_LE.shape)
+    nobody = dataclasses.replace(past[-1], weight=0)
+    none, config = Experience("", (), (), ()), world.config.sleep.without_the_day()
+    return night.dream(world, params, memory, past, nobody, none, cycle, config)[0]
+
+
+def gathered(told: Sequence[Example], name: str, config: DreamConfig, seed: int) -> list[Task]:
+    """Tasks out of what stage 1 dreamt of a day: each round one dream, drawn at random.
+
+    The dreams that are likest it are the context with it, the next likest are the questions, and right is
+    what the awake self has answered: at night no other measure is at hand. Likeness is the cosine of the
+    words that two dreams hold, each weighing log(n / how many of n dreams hold it). All of this is our
+    reading: the paper does not say what a night that takes no input dreams of.
+
+    Returns:
+      Up to `config.tasks` of them, none where there are too few dreams for a context and its questions.
+    """
+    told = list(dict.fromkeys(e for e in told if e.prompt and _says(e)))
+    need = config.lines + config.questions
+    if len(told) < need:
+        return []
+    words = [set(evals.normalise(f"{e.prompt} {e.answer}").split()) for e in told]
+    every = {w: i for i, w in enumerate(sorted(set().union(*words)))}
+    held = np.zeros((len(told), len(every)))
+    for i, of in enumerate(words):
+        held[i, [every[w] for w in of]] = 1
+    weighed = held * np.log(len(told) / np.maximum(held.sum(0), 1))
+    weighed /= np.maximum(np.linalg.norm(weighed, axis=1, keepdims=True), 1e-9)
+    tasks = []
+    for n, first in enumerate(np.random.default_rng(seed).permutation(len(told))[: config.tasks]):
+        likeness = weighed @ weighed[first]
+        likeness[first] = np.inf
+        near = [told[i] for i in np.argsort(-likeness, kind="stable")[:need]]
+        context = text.write(near[: config.lines])
+        tasks.append(Task(f"{name}: {n + 1}", context, tuple(near[config.lines :])))
+    return tasks
+
+
+def _says(example: Example) -> bool:
+    """Whether it can be a line of a context and be read back."""
+    try:
+        text.write([example])
+    except ValueError:
+        return False
+    return True
+
+
+def run(
+    world: World,
+    name: str,
+    cycle: int,
+    params: Tree,
+    memory: Memory,
+    slots: list[Slot],
+    experience: str,
+    told: Sequence[Example],
+) -> Outcome:
+    """Stage 2 of a night: it dreams on from what stage 1 dreamt of the day, and keeps what helped.
+
+    The same transaction as stage 1: whatever is amiss leaves the morning as stage 1 left it, and is recorded.
+
+    Args:
+      name: "<cycle>-rem", names the checkpoints.
+      params, memory, slots: as stage 1 has left them.
+      experience: the day's name.
+      told: the dreams of the day that stage 1 kept.
+    """
+    config = world.config.rem
+    key = rng.fold(rng.stream(world.seed, "rem"), cycle)
+
+    def rolled_back(reason: str) -> Outcome:
+        ended = metrics.Night(cycle, experience, "rolled back", reason, rem=True)
+        return Outcome(params, memory, slots, ended)
+
+    tasks = gathered(told, experience, config, world.seed * 1000 + cycle)
+    if not tasks:
+        need = config.lines + config.questions
+        return rolled_back(f"the day left {len(told)} dreams, too few for a task of {need}")
+    start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
+    who = sleeper(world, params, memory)
+    try:
+        dreamer, rounds = learn_to_dream(
+            who, start, tasks, config, rng.fold(key, 1), world.seed * 1000 + cycle
+        )
+    except FloatingPointError as error:
+        return rolled_back(str(error))
+    for one in rounds:
+        metrics.write_dreams(world.workdir, f"rem-{cycle:02d}-round-{one.number}", map(told_of, one.dreams))
+        shown = {k: v for k, v in summary(one).items() if k not in ("round", "note") and v is not None}
+        world.writer.write("rem", cycle, one.number, shown)
+    good = dream.rewarded(rounds[-1].dreams, config)
+    learnt = [(t, mine) for t in tasks if (mine := [d for d in good if d.task is t])]
+    if not learnt:
+        return rolled_back(rounds[-1].note)
+    memory, slots, reason = night.make_room(world, name, cycle, params, memory, slots, Variant())
+    if reason:
+        return rolled_back(reason)
+    old = rehearsed(world, params, memory, slots, cycle)
+    return remember(
+        world, name, cycle, params, memory, slots, start, dreamer, learnt, old, config, rng.fold(key, 2)
+    )

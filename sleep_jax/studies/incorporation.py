@@ -14,12 +14,11 @@ import numpy as np
 
 from sleep_jax import checkpoint, evals, life, methods, metrics, phases, rng, rollout, terminal
 from sleep_jax.data import biographies, packing, passages, stream
-from sleep_jax.data.stream import Experience
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
-from sleep_jax.sleep import dream, night, rem, trials
+from sleep_jax.sleep import dream, rem, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self
@@ -285,14 +284,14 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
         who = rem.sleeper(world, state.params, state.memory)
         learnt, rounds = rem.learn_to_dream(who, start, train, config, rng.fold(key, 2), world.seed)
         for one in rounds:
-            metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told, one.dreams))
+            metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told_of, one.dreams))
         metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
         return dataclasses.replace(state, extra={"dreamer": dreamer if learnt is None else learnt})
 
     state = dataclasses.replace(grown, extra={"dreamer": dreamer})
     if arm.dream and arm.learn:
         state = phases.phase(world, "000-dreamer", state, taught)
-    old = rehearsed(world, grown) if arm.keep else []
+    old = rem.rehearsed(world, grown.params, grown.memory, grown.slots, 0) if arm.keep else []
     bench = Bench(world, arm, config, grown, old, start, state.extra["dreamer"])
     path = world.workdir / "rounds.json"
     found = {"rounds": json.loads(path.read_text()) if path.exists() else []}
@@ -302,14 +301,6 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
             world, name, lambda part=part, tasks=tasks, i=i: part(bench, tasks, rng.fold(key, 3 + i))
         )
     return found
-
-
-def rehearsed(world: World, grown: State) -> list[tuple[Self, list[Dream]]]:
-    """What every earlier self dreams of itself, for all nights of an arm."""
-    past = night.earlier(world, grown.slots, grown.memory.active_LE.shape)
-    nobody = dataclasses.replace(past[-1], weight=0)
-    none, config = Experience("", (), (), ()), world.config.sleep.without_the_day()
-    return night.dream(world, grown.params, grown.memory, past, nobody, none, 0, config)[0]
 
 
 def _once(world: World, name: str, part: Callable[[], dict]) -> dict:

@@ -96,10 +96,10 @@ def test_a_round_in_which_nothing_could_be_tried_says_so(monkeypatch):
 
 def test_a_dream_is_written_down_with_its_fate():
     tried = dreamt(TASKS[0], "Where? -> Bath", before=0.0, after=0.5, difference=0.5, error=0.5, norm=2.0)
-    told = rem.told(tried)
+    told = rem.told_of(tried)
     assert (told.task, told.prompt, told.text, told.reward) == ("one", "it is in Bath", "Where? -> Bath", 1)
     assert (told.norm, told.before, told.after, told.difference, told.error) == (2.0, 0.0, 0.5, 0.5, 0.5)
-    assert rem.told(dreamt(TASKS[0], "a", reason="not selected")).reward is None
+    assert rem.told_of(dreamt(TASKS[0], "a", reason="not selected")).reward is None
 
 
 @pytest.fixture
@@ -173,3 +173,103 @@ def test_what_is_kept_is_the_context_the_free_lines_and_answers_of_the_instances
 def test_a_passage_that_nothing_was_dreamt_of_is_kept_as_it_was_read(remembered):
     (*_, new, _), asked, _ = remembered([(TASKS[0], [])], more=[dreamt(TASKS[0], "Where? -> x")])
     assert asked == [[]] and [d.example for d in new[0][1]] == [Example("", "it is in Bath")]
+
+
+def known(name, place, year):
+    return [
+        Example(f"Where was {name} born?", place),
+        Example(f"When was {name} born?", year),
+        Example(f"{name}'s birthplace is?", place),
+        Example(f"The year {name} was born in?", year),
+    ]
+
+
+PEOPLE = known("Ada", "Bath", "1815"), known("Bea", "Oslo", "1960"), known("Cyd", "Rome", "1922")
+
+
+def test_a_task_of_a_night_is_gathered_round_one_dream():
+    told = [e for facts in zip(*PEOPLE, strict=True) for e in facts]  # one of each by turns
+    config = dataclasses.replace(CONFIG, tasks=12, lines=2, questions=2)
+    tasks = rem.gathered(told, "day 1", config, 3)
+    assert [t.name for t in tasks] == [f"day 1: {n}" for n in range(1, 13)]
+    firsts = {text.read(t.context)[0] for t in tasks}
+    assert firsts == set(told), "every dream is one task's first"
+    for t in tasks:
+        whole = [*text.read(t.context), *t.questions]
+        assert len(set(whole)) == 4 and len(t.questions) == 2
+        assert whole[1].answer == whole[0].answer, "the likest has the name and the rare answer"
+    assert rem.gathered(told, "day 1", config, 3) == tasks != rem.gathered(told, "day 1", config, 4)
+
+
+def test_what_cannot_be_a_line_is_in_no_task():
+    told = [*PEOPLE[0], Example("a -> b", "c"), Example("two\nlines", "d"), Example("", "free text")] * 2
+    config = dataclasses.replace(CONFIG, tasks=9, lines=2, questions=2)
+    assert len(rem.gathered(told, "x", config, 0)) == 4
+    assert rem.gathered(told, "x", dataclasses.replace(config, questions=3), 0) == []
+
+
+class Lines:
+    def __init__(self):
+        self.lines = []
+
+    def write(self, *line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def nightly(tiny, grown, tmp_path, monkeypatch):
+    """`nightly(told, outcomes, room)`: stage 2 of night 4, and what came of it."""
+    model = tiny(max_len=64)
+    params, memory = grown(model)
+    config = dataclasses.replace(CONFIG, rounds=1, lines=2, questions=2, tasks=3)
+    world = types.SimpleNamespace(
+        model=model, tok=None, seed=0, workdir=tmp_path, writer=Lines(),
+        config=types.SimpleNamespace(rem=config, row_length=24, answer_tokens=8),
+    )  # fmt: skip
+
+    def run(told, outcomes, room=""):
+        fake = Rounds(monkeypatch, [outcomes])
+        monkeypatch.setattr(night, "make_room", lambda *args: (args[4], args[5], room))
+        monkeypatch.setattr(rem, "rehearsed", lambda *_: "old")
+        monkeypatch.setattr(rem, "remember", lambda *args: args)
+        return rem.run(world, "004-rem", 4, params, memory, ["slot"], "day 4", told), world, memory, fake
+
+    return run
+
+
+def test_a_night_keeps_what_was_rewarded(nightly, tmp_path):
+    told = [e for p in PEOPLE for e in p]
+    outcomes = [(0.0, 1.0), (0.0, 0.0), (0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.0, 1.0)]
+    kept, world, *_ = nightly(told, outcomes)
+    dreamer, learnt, old = kept[7:10]
+    assert (dreamer, old) == ("after 2", "old")
+    assert [(t.name, [d.text.rsplit(" ", 1)[1] for d in ds]) for t, ds in learnt] == [
+        ("day 4: 1", ["0"]),
+        ("day 4: 3", ["0"]),  # of its second dream, which was not selected, nothing is known
+    ]
+    [(phase, cycle, number, shown)] = world.writer.lines
+    assert (phase, cycle, number, shown["tried"], shown["rewarded"]) == ("rem", 4, 1, 5, 2)
+    assert len((tmp_path / "dreams/rem-04-round-1.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "told, outcome, room, said",
+    [
+        (PEOPLE[0][:3], (0.0, 1.0), "", "the day left 3 dreams, too few for a task of 4"),
+        (PEOPLE[0], (1.0, 1.0), "", "none of 5 trials was rewarded"),
+        (PEOPLE[0], (0.0, 1.0), "level 1 is full", "level 1 is full"),
+    ],
+)
+def test_a_night_that_comes_to_nothing_says_why_and_changes_nothing(nightly, told, outcome, room, said):
+    ended, _, memory, fake = nightly(told, [outcome] * 6, room)
+    assert ended.night.reason.startswith(said) and ended.night.rem and ended.night.outcome == "rolled back"
+    assert ended.memory is memory and ended.slots == ["slot"]
+
+
+def test_an_adapter_that_is_not_finite_rolls_the_night_back(nightly, monkeypatch):
+    def broken(*_):
+        raise FloatingPointError("an adapter is not finite")
+
+    monkeypatch.setattr(rem, "learn_to_dream", broken)
+    ended, *_ = nightly([e for p in PEOPLE for e in p], [])
+    assert ended.night.reason == "an adapter is not finite" and ended.night.rem
