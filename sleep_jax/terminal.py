@@ -136,8 +136,11 @@ def progress(
 
 def morning(summary: Summary) -> str:
     """A line on what the latest experience left behind: how its night ended, and what is known now, in %."""
-    night = summary.nights[-1] if summary.nights else None
-    ended = [f"night {night.night} {night.outcome}{night.reason and f' ({night.reason})'}"] if night else []
+    latest = [n for n in summary.nights if n.night == summary.nights[-1].night and n.outcome != "forgotten"]
+    ended = [
+        f"{'its dreaming' if n.rem else f'night {n.night}'} {n.outcome}{n.reason and f' ({n.reason})'}"
+        for n in latest
+    ]
     newest = list(summary.experiences.items())[-1:]
     known = {"all": summary.final_accuracy, "birth": summary.birth_after, **dict(newest)}
     return "  " + " · ".join([*ended, *(f"{name} {percent(value)} %" for name, value in known.items())])

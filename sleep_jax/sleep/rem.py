@@ -188,7 +188,7 @@ def gathered(told: Sequence[Example], name: str, config: DreamConfig, seed: int)
     Returns:
       Up to `config.tasks` of them, none where there are too few dreams for a context and its questions.
     """
-    told = list(dict.fromkeys(e for e in told if e.prompt and _says(e)))
+    told = told_apart(told)
     need = config.lines + config.questions
     if len(told) < need:
         return []
@@ -209,13 +209,17 @@ def gathered(told: Sequence[Example], name: str, config: DreamConfig, seed: int)
     return tasks
 
 
-def _says(example: Example) -> bool:
-    """Whether it can be a line of a context and be read back."""
-    try:
-        text.write([example])
-    except ValueError:
-        return False
-    return True
+def told_apart(told: Sequence[Example]) -> list[Example]:
+    """The questions among these, each once, that can be lines of a context and be read back."""
+
+    def readable(example: Example) -> bool:
+        try:
+            text.write([example])
+        except ValueError:
+            return False
+        return True
+
+    return list(dict.fromkeys(e for e in told if e.prompt and readable(e)))
 
 
 def run(
@@ -248,7 +252,8 @@ def run(
     tasks = gathered(told, experience, config, world.seed * 1000 + cycle)
     if not tasks:
         need = config.lines + config.questions
-        return rolled_back(f"the day left {len(told)} dreams, too few for a task of {need}")
+        left = len(told_apart(told))
+        return rolled_back(f"the day left {left} dreams to gather, too few for a task of {need}")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
     who = sleeper(world, params, memory)
     try:

@@ -255,7 +255,7 @@ def test_a_night_keeps_what_was_rewarded(nightly, tmp_path):
 @pytest.mark.parametrize(
     "told, outcome, room, said",
     [
-        (PEOPLE[0][:3], (0.0, 1.0), "", "the day left 3 dreams, too few for a task of 4"),
+        (PEOPLE[0][:3], (0.0, 1.0), "", "the day left 3 dreams to gather, too few for a task of 4"),
         (PEOPLE[0], (1.0, 1.0), "", "none of 5 trials was rewarded"),
         (PEOPLE[0], (0.0, 1.0), "level 1 is full", "level 1 is full"),
     ],
