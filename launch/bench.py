@@ -416,7 +416,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
-    from absl import app, flags
+    from absl import app, flags, logging
 
     from launch import heap, options
     from sleep_jax import settings
@@ -429,6 +429,7 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
         if len(argv) > 1:
             raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
         heap.keep()
+        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
         try:
             report = measure(settings.load(CONFIG.value.to_dict()), seconds=SECONDS.value)
         except ValueError as error:
