@@ -417,7 +417,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
-    from absl import app, flags
+    from absl import app, flags, logging
 
     from launch import bench_dream, heap, options
     from sleep_jax import settings
@@ -431,6 +431,7 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
         if len(argv) > 1:
             raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
         heap.keep()
+        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
         try:
             config = settings.load(CONFIG.value.to_dict())
             run, tell = (measure, show) if SUITE.value == "life" else (bench_dream.measure, bench_dream.show)

@@ -138,8 +138,8 @@ def work_dir_config(workdir: PathLike, config_json: str, ignore: tuple[str, ...]
     """
     path = _absolute(workdir) / "config.json"
     sweep(workdir)
-    lived = any(next(path.parent.rglob(name), None) for name in ("meta.json", "tokenizer.json"))
-    if not (path.exists() and lived):
+    marks = "meta.json", "tokenizer.json"  # of a checkpoint and of a birth
+    if not (path.exists() and any(next(path.parent.rglob(mark), None) for mark in marks)):
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             half = path.with_name(".config.json.half")

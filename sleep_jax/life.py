@@ -150,20 +150,19 @@ def _fits(world: World) -> None:
     world.partitioner.check_rows(c.rows() | chunk)
     if c.sleep.imitate.semantic == "judge":
         imitate.yes_and_no(tok)
-    most = c.model.max_len
     for experience in (world.stream.birth, *world.stream.days):
         finetune.documents(world, experience.train)
-        encoding.prompts(tok, experience.test, most - c.answer_tokens, "model.max_len - answer_tokens")
-        _tell_of_long_answers(tok, experience.name, experience.test, "answer_tokens", c.answer_tokens)
+        _can_be_asked(world, experience.name, experience.test, "answer_tokens", c.answer_tokens)
         if c.sleep.day_at_hand and experience is not world.stream.birth:
             pairs = [e for e in experience.train if e.prompt]
-            key, new = "sleep.recall.answer_max_new", c.sleep.recall.answer_max_new
-            encoding.prompts(tok, pairs, most - new, f"model.max_len - {key}")
-            _tell_of_long_answers(tok, experience.name, pairs, key, new)
+            key, room = "sleep.recall.answer_max_new", c.sleep.recall.answer_max_new
+            _can_be_asked(world, experience.name, pairs, key, room)
 
 
-def _tell_of_long_answers(tok: Tokenizer, name: str, asked: Sequence[Example], key: str, room: int) -> None:
-    long = np.flatnonzero(encoding.answer_lengths(tok, asked) > room)
+def _can_be_asked(world: World, name: str, asked: Sequence[Example], key: str, room: int) -> None:
+    """Raises where a prompt leaves no room for an answer; tells of answers that need more than there is."""
+    encoding.prompts(world.tok, asked, world.config.model.max_len - room, f"model.max_len - {key}")
+    long = np.flatnonzero(encoding.answer_lengths(world.tok, asked) > room)
     if len(long):
         print(
             f"{name}: {len(long)} of {len(asked)} answers do not fit into {key}={room} tokens and can never "

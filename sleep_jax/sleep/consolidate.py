@@ -306,15 +306,15 @@ def _scored(
     fields: tuple[np.ndarray, ...],
     batch_size: int,
 ) -> np.ndarray:
-    """hidden_BTD of all rows, `batch_size` at a time; the last call repeats the last row."""
+    """What `score` says of all rows, `batch_size` at a time; the last call repeats the last row."""
     n = len(fields[0])
     memory = memory_lib.without_locked(memory)
-    hidden = []
+    found = []
     for start in range(0, n, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), n - 1)
         rows = partition.put_rows([x[index] for x in fields], params)
-        hidden.append(partition.fetch(score(params, memory, adapter, *rows)))
-    return np.concatenate(hidden)[:n]
+        found.append(partition.fetch(score(params, memory, adapter, *rows)))
+    return np.concatenate(found)[:n]
 
 
 def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int) -> Callable[[Tree], float]:
@@ -340,23 +340,21 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
 
 
 @functools.lru_cache(maxsize=8)
-def _hits(model: Model):
+def _likeliest(model: Model):
+    """Jitted `likeliest(params, memory, adapter, tokens_BT, segments_BT, positions_BT) -> tokens_BT`."""
+
     @jax.jit
-    def hits(params, memory, rows: Batch):
-        where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
-        logits_BTV = model.apply(params, rows.tokens_BT, memory=memory, **where).logits_BTV
-        return ((jnp.argmax(logits_BTV, -1) == rows.targets_BT) * rows.weights_BT).sum()
+    def likeliest(params, memory, adapter, tokens_BT, segments_BT, positions_BT):
+        where = {"segments_BT": segments_BT, "positions_BT": positions_BT}
+        return jnp.argmax(
+            model.apply(params, tokens_BT, memory=memory, adapter=adapter, **where).logits_BTV, -1
+        )
 
-    return hits
+    return likeliest
 
 
-def token_accuracy(model: Model, params: Tree, memory: Memory | None, rows: Batch, batch_size: int) -> float:
+def token_accuracy(model: Model, params: Tree, memory: Memory, rows: Batch, batch_size: int) -> float:
     """Share of the tokens that count in packed rows [B, T] which are the likeliest, given those before."""
-    found, n = 0.0, len(rows.tokens_BT)
-    for start in range(0, n, batch_size):
-        index = np.arange(start, start + batch_size)
-        part = jax.tree.map(lambda x, index=index: x[np.minimum(index, n - 1)], rows)
-        weights_BT = part.weights_BT * (index < n)[:, None]
-        part = partition.put_rows(dataclasses.replace(part, weights_BT=weights_BT), params)
-        found += float(_hits(model)(params, memory, part))
-    return found / float(rows.weights_BT.sum())
+    fields = rows.tokens_BT, rows.segments_BT, rows.positions_BT
+    found_BT = _scored(_likeliest(model), params, memory, None, fields, batch_size)
+    return float(((found_BT == rows.targets_BT) * rows.weights_BT).sum() / rows.weights_BT.sum())

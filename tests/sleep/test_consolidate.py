@@ -246,20 +246,22 @@ def test_every_pair_is_taught_in_both_directions_and_text_as_it_is(tok):
     assert recalling.prompt_length == 1, "all of it will be sampled"
 
 
-def repeat_all(params, memory, tokens_BT, segments_BT, positions_BT):
+def repeat_all(params, memory, adapter, tokens_BT, segments_BT, positions_BT):
     """In place of a teacher's hidden states: what it was shown, and by whom it was read."""
     slots_BT = np.full(tokens_BT.shape, int(memory.active_LE.sum()))
-    return np.stack([tokens_BT, segments_BT, positions_BT, slots_BT], axis=-1)
+    adapter_BT = np.full(tokens_BT.shape, adapter or 0)
+    return np.stack([tokens_BT, segments_BT, positions_BT, slots_BT, adapter_BT], axis=-1)
 
 
 def test_each_teacher_reads_its_own_rows_in_batches_of_one_shape(bed, encoded):
     shapes = set()
 
-    def score(params, memory, *fields):
+    def score(params, memory, adapter, *fields):
         shapes.add((fields[0].shape, memory.bank["w_NLDE"].shape[-1]))
-        return repeat_all(params, memory, *fields)
+        return repeat_all(params, memory, adapter, *fields)
 
-    teachers = [(bed.past[0], encoded[:3]), (bed.past[1], []), (bed.awake, encoded[:2])]
+    awake = dataclasses.replace(bed.awake, adapter=7)
+    teachers = [(bed.past[0], encoded[:3]), (bed.past[1], []), (awake, encoded[:2])]
     lesson = consolidate.lessons(score, bed.params, bed.memory, teachers, 12, 2, 1.0, True)
     rows, seen = lesson.rows, lesson.hidden_BTD
     for k, field_BT in enumerate((rows.tokens_BT, rows.segments_BT, rows.positions_BT)):
@@ -267,6 +269,7 @@ def test_each_teacher_reads_its_own_rows_in_batches_of_one_shape(bed, encoded):
     of_birth = int((seen[:, 0, 3] == 0).sum())
     assert shapes == {((2, 12), 2)} and of_birth % 2 and of_birth > 2, "the last batch is not full"
     assert seen[:, 0, 3].tolist() == [0] * of_birth + [1] * (len(seen) - of_birth)
+    assert seen[:, 0, 4].tolist() == [0] * of_birth + [7] * (len(seen) - of_birth), "each with its adapter"
     for part, given in ((slice(of_birth), encoded[:3]), (slice(of_birth, None), encoded[:2])):
         assert (rows.segments_BT[part] > 0).sum() == sum(len(e.tokens) for e in given)
 
