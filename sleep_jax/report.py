@@ -6,16 +6,17 @@ What is missing or unreadable is said on the page. What comes out of a file is e
 
 import functools
 import html
+import json
 import math
 import os
 import pathlib
 import string
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sleep_jax import report_dreams
 from sleep_jax.charts import (
     Html,
     Line,
@@ -32,11 +33,11 @@ from sleep_jax.charts import (
     table,
     thin,
 )
-from sleep_jax.runs import Run, by_method, dicts, find_runs, leaks, mapping, number, sample
+from sleep_jax.runs import Labels, Run, by_method, dicts, find_runs, leaks, mapping, number
 from sleep_jax.terminal import duration, percent, scaled
 
 TEMPLATE = pathlib.Path(__file__).parent / "assets" / "report.html"
-DREAMS_SHOWN, CHARACTERS_SHOWN, PANELS_DRAWN, COLOURS = 6, 240, 24, 8
+PANELS_DRAWN, COLOURS = 24, 8
 CURVES = "nll", "kl", "entropy", "length", "reward", "grad", "loss", "accuracy"
 STAGES = {
     "kept": "known after the night",
@@ -45,9 +46,6 @@ STAGES = {
     "dreams": "lost: dreams did not recall it",
     "awake": "lost: awake self had not learnt it",
 }
-Labels = Mapping[str, str]  # Title of a run by its name.
-
-
 # Sections of the page: each takes the runs and returns what stands below its heading.
 
 
@@ -210,60 +208,6 @@ def _lost(runs: Sequence[Run], labels: Labels) -> Html:
     ])  # fmt: skip
 
 
-def _clip(text: Any) -> str:
-    text = str(text)
-    return text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " …"
-
-
-def _dreams(runs: Sequence[Run], labels: Labels) -> Html:
-    def kind(dream: Mapping[str, Any]) -> str:
-        return str(dream.get("teacher")).split(":")[0]
-
-    def night(file: str) -> str:
-        return file.replace("-0", "-").replace("-", " ")
-
-    def reason(dream: Mapping[str, Any]) -> str:
-        return str(dream.get("reason") or "no reason given")
-
-    def cells(dream: Mapping[str, Any]) -> list[Any]:
-        reward = number(dream.get("reward"))
-        return [
-            dream.get("teacher", "?"), _clip(dream.get("prompt", "")), _clip(dream.get("answer", "")),
-            dream.get("credited") or "–", "–" if reward is None else f"{reward:.3f}".replace("-", "−"),
-            "kept" if dream.get("kept") else f"dropped: {reason(dream)}",
-        ]  # fmt: skip
-
-    entries = []
-    for run in (run for run in runs if any(run.dreams.values())):
-        nights = {name: dreams for name, dreams in run.dreams.items() if dreams}
-        total = [dream for dreams in nights.values() for dream in dreams]
-        kinds = list(dict.fromkeys(map(kind, total)))
-        reasons = list(dict.fromkeys(reason(dream) for dream in total if not dream.get("kept")))
-        rows, parts = [], []
-        for name, dreams in nights.items():
-            kept = [dream for dream in dreams if dream.get("kept")]
-            dropped = [dream for dream in dreams if not dream.get("kept")]
-            by_kind, by_reason = Counter(map(kind, dreams)), Counter(map(reason, dropped))
-            fates = [len(dreams), *map(by_kind.get, kinds), len(kept), *map(by_reason.get, reasons)]
-            rewards = [r for r in (number(dream.get("reward")) for dream in dreams) if r is not None]
-            average = f"{np.mean(rewards):.3f}".replace("-", "−") if rewards else "–"
-            rows.append([night(name), *(f"{c or 0:,}" for c in fates), average])
-            # Of pairs, those that were held out: they carry a reward.
-            told = [d for d in kept if number(d.get("reward")) is not None or not d.get("prompt")]
-            some = sample(told or kept, DREAMS_SHOWN) + sample(dropped, DREAMS_SHOWN)
-            heads = "teacher", "prompt", "answer", "credited to", "reward", "kept?"
-            parts.append(el("h4", f"{night(name)}: {len(some)} of {len(dreams):,}"))
-            parts.append(table("twwtnt", heads, map(cells, some), [not d.get("kept") for d in some]))
-        heads = ["night", "dreams", *(f"by {k}" for k in kinds), "kept", *(f"dropped: {r}" for r in reasons)]
-        counts = table("t" + "n" * len(heads), [*heads, "mean reward (held out)"], rows)
-        remark = f"{counted(len(total), 'dream')} in {counted(len(nights), 'night')}"
-        entries.append((labels[run.name], remark, join([counts, *parts])))
-    if not entries:
-        return el("p", "No dreams/night-*.jsonl: nothing was dreamt here, or not written.", class_="note")
-    intro = "Of every night a few dreams that were kept and a few that were not, of each teacher and reason."
-    return join([el("p", intro), foldable(entries)])
-
-
 def _curves(runs: Sequence[Run], labels: Labels) -> Html:
     entries = []
     for run in runs:
@@ -368,17 +312,31 @@ def _config(runs: Sequence[Run], root: pathlib.Path, problems: list[str]) -> Htm
     return el("details", summary, table("tw", ["key", "value"], rows))
 
 
+def _study(root: pathlib.Path, problems: list[str]) -> Mapping[str, Any]:
+    """What a study came to, where this is the directory of one."""
+    path = root / "incorporation.json"
+    try:
+        return mapping(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name}: {error}")
+        return {}
+
+
+# A section that returns '' is left out.
 SECTIONS = (
     ("methods", "Methods", _methods),
     ("nights", "Accuracy over nights", _nights),
     ("retention", "What is retained", _heat),
     ("lost", "Where it is lost", _lost),
-    ("dreams", "What was dreamt", _dreams),
+    ("dreams", "What was dreamt", report_dreams.dreamt),
+    ("tried", "What was tried", report_dreams.tried),
     ("curves", "Learning curves", _curves),
     ("slots", "Slots and where they come from", _slots),
     ("costs", "Time and memory", _costs),
 )
-WITH_BIRTHS = "curves", "costs"
+OF_ALL = "tried", "curves", "costs"  # that births and parts of studies have as well
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:
@@ -397,7 +355,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a directory: --workdir must name one that a life was run in")
     found = find_runs(root)
-    runs = [run for run in found if not run.is_birth]
+    runs = [run for run in found if run.is_life]
     seeds = len({run.seed for run in runs})
     labels = {run.name: run.method if seeds == 1 else f"{run.method} · seed {run.seed}" for run in found}
     problems: list[str] = []
@@ -405,18 +363,21 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     title = f"Life report: {root.resolve().name}"
     counts = {"run": len(runs), "method": len(by_method(runs)), "seed": seeds}
     lives = " · ".join(counted(count, noun) for noun, count in counts.items())
-    links = [el("a", heading, href=f"#{anchor}") for anchor, heading, _ in SECTIONS]
     problems += [problem for run in found for problem in run.problems]
+    sections = [("study", "Passages", report_dreams.passages(_study(root, problems)))]
+    for anchor, heading, section in SECTIONS:
+        about = found if anchor in OF_ALL else runs
+        sections.append((anchor, heading, section(about, labels) if about else ""))
+    sections = [part for part in sections if part[2]]
+    links = [el("a", heading, href=f"#{anchor}") for anchor, heading, _ in sections]
     body = [
         el("h1", title),
-        el("p", lives if runs else "No life was found here."),
-        el("nav", *links if runs else ()),
+        el("p", lives if found else "No life was found here."),
+        el("nav", *links),
     ]
     body += [el("p", problem, class_="note") for problem in problems]
     body.append(config)
-    for anchor, heading, section in SECTIONS if runs else ():
-        about = found if anchor in WITH_BIRTHS else runs
-        body.append(el("section", el("h2", heading, id=anchor), section(about, labels)))
+    body += [el("section", el("h2", heading, id=anchor), content) for anchor, heading, content in sections]
     template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
     page = template.substitute(title=html.escape(title), body="\n".join(body))
     path = root / "report.html"

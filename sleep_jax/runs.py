@@ -15,6 +15,7 @@ from sleep_jax.metrics import read_jsonl
 
 MARKS = "summary.json", "retention.csv", "links.jsonl", "metrics.jsonl"
 STAGES = "kept", "router", "student", "dreams", "awake"
+Labels = Mapping[str, str]  # title of a run by its name
 
 
 def number(value: Any) -> float | None:
@@ -64,9 +65,9 @@ class Run:
         self.memory = mapping(self._json("memory.json"))
         self.links, self.timings = self._lines("links.jsonl"), self._lines("timings.jsonl")
         self.metrics = self._lines("metrics.jsonl")
-        self.dreams = {
-            path.stem: self._lines(f"dreams/{path.name}") for path in sorted(self.path.glob("dreams/*.jsonl"))
-        }
+        dreams = {p.stem: self._lines(f"dreams/{p.name}") for p in sorted(self.path.glob("dreams/*.jsonl"))}
+        self.trials = {name: lines for name, lines in dreams.items() if "round-" in name}
+        self.dreams = {name: lines for name, lines in dreams.items() if name not in self.trials}
         folders = [part for part in pathlib.Path(self.name).parts if not re.fullmatch(r"seed\d+|\.", part)]
         seeds = re.findall(r"seed(\d+)", self.name)
         self.method = str(
@@ -92,9 +93,10 @@ class Run:
             return [], []
 
     @property
-    def is_birth(self) -> bool:
-        """Whether this is a birth that lives share, and no life."""
-        return self.path.name == "birth" and not self.summary
+    def is_life(self) -> bool:
+        """Whether it lived days: neither a birth that lives share nor a part of a study."""
+        part = any((self.path / name).exists() for name in ("single.json", "rounds.json"))
+        return bool(self.summary) or not (self.path.name == "birth" or part)
 
     def accuracy(self, part: slice) -> list[float]:
         """Accuracy after each experience on this part of what was lived so far; NaN if not measured.
@@ -149,7 +151,7 @@ class Run:
 
 
 def find_runs(workdir: str | os.PathLike) -> list[Run]:
-    """Lives, then births, in a directory and two levels below; Sleep first, then by method and seed."""
+    """All in a directory and two levels below: lives first; Sleep first, then by method and seed."""
     root = pathlib.Path(workdir)
     found = {
         path.parent for depth in ("", "*/", "*/*/") for mark in MARKS for path in root.glob(depth + mark)
@@ -158,7 +160,7 @@ def find_runs(workdir: str | os.PathLike) -> list[Run]:
     return sorted(
         runs,
         key=lambda run: (
-            run.is_birth,
+            not run.is_life,
             not run.method.startswith("sleep"),
             run.method,
             len(run.seed),
@@ -204,13 +206,14 @@ def leaks(night: Mapping[str, Any]) -> dict[str, float] | None:
     return dict(zip(STAGES, shares, strict=True))
 
 
-def sample(dreams: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """At most `count` dreams, in order: as many of each (teacher, reason), evenly spaced within each."""
-    groups: dict[tuple[str, str], list[int]] = {}
+def sample(
+    dreams: Sequence[Mapping[str, Any]], count: int, keys: Sequence[str] = ("teacher", "reason")
+) -> list[Mapping[str, Any]]:
+    """At most `count` dreams, in order: as many of each kind (up to a colon), evenly spaced within each."""
+    groups: dict[tuple[str, ...], list[int]] = {}
     for index, dream in enumerate(dreams):
-        groups.setdefault((str(dream.get("teacher")).split(":")[0], str(dream.get("reason"))), []).append(
-            index
-        )
+        kind = tuple(str(dream.get(key)).split(":")[0] for key in keys)
+        groups.setdefault(kind, []).append(index)
     share = dict.fromkeys(groups, 0)
     for _ in range(min(count, len(dreams))):
         share[min((k for k in groups if share[k] < len(groups[k])), key=lambda k: share[k])] += 1

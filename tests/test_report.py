@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sleep_jax import charts, metrics, report, runs
+from sleep_jax.studies import tables
 
 NAMES = ["birth", "travel", "banking", "small_talk", "kitchen_and_dining", "auto_and_commute"]
 EVIL = "<script>alert('x')</script> & \"quoted\" ünï \ud800"
@@ -73,6 +74,19 @@ def make_run(path, method, seed, fall, rng, slept=True):
         slots.append(metrics.Slot(1, k - 1, k, NAMES[k], 1500, 300, file, [], k == 4, 0.15 + k / 100))
     if slept:
         metrics.write_slots(path, slots)
+        metrics.write_dreams(path, "rem-01-round-1", make_trials())
+
+
+def make_trials():
+    """A round of eight dreams: two not tried, and four of the others rewarded."""
+    told = [("it did not end", None), ("duplicate", None), *[("", i % 3 > 0) for i in range(6)]]
+    return [
+        metrics.Trial(
+            "ada", "questions", "Ask and answer. Ada lives in Rome.", EVIL, 1.5, -0.25, 0.1, 0.125,
+            0.5 if reward else 0.125, 0.375 * bool(reward), 0.183, None if reason else int(reward), reason,
+        )
+        for reason, reward in told
+    ]  # fmt: skip
 
 
 def make_workdir(root):
@@ -123,7 +137,7 @@ def test_page_is_well_formed_and_self_contained(page):
 
 def test_every_section_has_its_content(page):
     text = Balanced(page).text
-    assert [heading for _, heading, _ in report.SECTIONS] == text["h2"]
+    assert [heading for _, heading, _ in report.SECTIONS] == text["h2"], "all but those of a study"
     assert "No " not in "".join(text["p"])
     assert {"seed · kl", "Learnt since birth", "sleep · seed 2"} <= set(text["b"])
     assert "FLOPs of training steps" in text["th"]
@@ -132,6 +146,43 @@ def test_every_section_has_its_content(page):
 def test_texts_of_dreams_are_escaped(page):
     assert EVIL.replace("\ud800", "?") in Balanced(page).text["td"]
     assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_trials_are_counted_by_fate_and_what_was_measured_is_shown(page):
+    text = Balanced(page).text
+    [row] = [r for r in re.findall(r"<tr.*?</tr>", page) if "rem 1 round 1" in r and "sleep" not in r][:1]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    # 4 of 6; Wilson's interval by hand: (4 + 1.92) / (6 + 3.84) -+ 1.96 / (6 + 3.84) * sqrt(8 / 6 + 0.96)
+    assert cells == ["rem 1 round 1", "8", "1", "1", "6", "4", "66.7 (30.0 to 90.3)", "12.5", "37.5"]
+    assert {"+38 ± 18", "rewarded", "not rewarded", "it did not end"} <= set(text["td"])
+
+
+def make_study(root):
+    """What `studies.incorporation` leaves of two arms, one of which came to nothing."""
+    for arm in ("seal", "sleep"):
+        (root / arm).mkdir(parents=True)
+        with metrics.MetricsWriter(root / arm) as log:
+            log.write("fit", 1, 1, {"kl": 0.5})
+        metrics.write_json(root / arm, "rounds.json", [])
+    hits = {"seal": [[1, 0], [0, 0]], "sleep": [[1, 1], [1, 0]]}
+    edits = {"hits": [[[0, 0]], [[1, 1]], [[1, 0]]], "elsewhere": [[0.9], [0.8], [0.7]]}
+    results = [
+        {"arm": arm, "seed": 0, "rounds": [], "single": {"hits": h}, "edits": edits,
+         "continued": {"hits": h, "elsewhere": [0.6]}}
+        for arm, h in hits.items()
+    ]  # fmt: skip
+    metrics.write_json(root, "incorporation.json", tables.incorporation(results))
+    return report.write(root).read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_study_shows_its_tables_and_takes_its_parts_for_no_lives(tmp_path):
+    text = Balanced(make_study(tmp_path)).text
+    assert text["h2"][0] == "Passages" and "What was tried" not in text["h2"]
+    # Passages of one seed: seal 50 and 0 %, sleep 100 and 50 %; both ahead by 50.
+    assert {"25.0 ± 25.0", "75.0 ± 25.0", "50.0 ± 0.0"} <= set(text["td"])
+    assert "The first passage, after each edit" in text["b"] and "0 runs" in "".join(text["p"])
+    (tmp_path / "incorporation.json").write_text("{")
+    assert "incorporation.json: " in "".join(Balanced(report.write(tmp_path).read_text()).text["p"])
 
 
 def test_methods_show_mean_and_sample_deviation(tmp_path):
@@ -179,7 +230,7 @@ def test_a_birth_is_no_life_but_its_curves_and_costs_are_shown(tmp_path):
         log.time("birth/fit", 0, 60.0)
         log.time("birth", 0, 90.0)
     found = runs.find_runs(tmp_path)
-    assert [(run.name, run.is_birth) for run in found] == [("sleep", False), ("birth", True)]
+    assert [(run.name, run.is_life) for run in found] == [("sleep", True), ("birth", False)]
     text = Balanced(report.write(tmp_path).read_text()).text
     assert "1 run · 1 method · 1 seed" in text["p"] and "birth · nll" in text["b"]
     assert not [said for said in text["p"] if said.startswith("No ") and "config" not in said]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sleep_jax import checkpoint, evals, life, methods, metrics, phases, rng, rollout, terminal
+from sleep_jax import checkpoint, evals, life, methods, metrics, phases, report, rng, rollout, terminal
 from sleep_jax.data import biographies, packing, passages, stream
 from sleep_jax.fit import World
 from sleep_jax.model import lora
@@ -208,7 +208,7 @@ def run(config: Config, workdir: str) -> list[dict]:
     for seed in range(config.seed, config.seed + config.seeds):
         base = root / f"seed{seed}" if config.seeds > 1 else root
         newborn = life.birth(config, seed, base / "birth", material)
-        _, grown = life.live(config, seed, base / "grown", material, newborn, "sleep", methods.get("sleep"))
+        _, grown = life.live(config, seed, base / "grown", material, newborn, "grown", methods.get("sleep"))
         for name in names:
             print(f"{name} · seed {seed}", flush=True)
             world = life.world_of(config, seed, base / name, material, newborn.tok, name)
@@ -220,17 +220,12 @@ def run(config: Config, workdir: str) -> list[dict]:
 
 
 def show(root: pathlib.Path, results: Sequence[dict]) -> None:
-    """Writes <root>/incorporation.json, the tables of all that is done so far, and prints them."""
+    """Writes <root>/incorporation.json and report.html of all that is done so far, and prints the tables."""
     found = tables.incorporation(results)
     metrics.write_json(root, "incorporation.json", found)
-    headings = {
-        "single": "n = 1", "single_behind": "sleep is\nahead by", "continued": "many\nat once",
-        "continued_behind": "sleep is\nahead by", "birth_after_continued": "birth\nthen",
-        "first_own": "first passage:\nafter its own", "first_end": "after the\nlast edit",
-        "birth_before": "birth:\nbefore", "birth_after_edits": "after the\nlast edit",
-    }  # fmt: skip
+    report.write(root)
     arms = [
-        [row["arm"], str(row["seeds"]), *(row[k].percent() if k in row else "–" for k in headings)]
+        [row["arm"], str(row["seeds"]), *(row[k].percent() if k in row else "–" for k in tables.COLUMNS)]
         for row in found["arms"]
     ]
     rounds = [
@@ -242,7 +237,7 @@ def show(root: pathlib.Path, results: Sequence[dict]) -> None:
     ]  # fmt: skip
     terminal.show(
         [
-            terminal.table("Passages, accuracy in %", ["arm", "seeds", *headings.values()], arms),
+            terminal.table("Passages, accuracy in %", ["arm", "seeds", *tables.COLUMNS.values()], arms),
             terminal.table("Rewarded dreams", ["arm", "round", "rewarded", "% (95 % interval)"], rounds),
         ]
     )

@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+# Values of a row of "arms", and what stands above them; a line break parts long ones.
+COLUMNS = {
+    "single": "n = 1", "single_behind": "sleep is\nahead by", "continued": "many\nat once",
+    "continued_behind": "sleep is\nahead by", "birth_after_continued": "birth\nthen",
+    "first_own": "first passage:\nafter its own", "first_end": "after the\nlast edit",
+    "birth_before": "birth:\nbefore", "birth_after_edits": "after the\nlast edit",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -72,6 +80,8 @@ def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
         row["birth_after_edits"] = Estimate.of([r["edits"]["elsewhere"][-1][0] for r in found])
         own, end = zip(*(kept(r["edits"]) for r in found), strict=True)
         row["first_own"], row["first_end"] = Estimate.of(own), Estimate.of(end)
+        by_edit = [[float(np.mean(hits[0])) for hits in r["edits"]["hits"]] for r in found]
+        row["first_by_edit"] = np.mean(by_edit, axis=0).tolist()
         tables["arms"].append(row)
         for number, rounds in enumerate(zip(*(r["rounds"] for r in found), strict=True), 1):
             hits, tried = (sum(one[k] for one in rounds) for k in ("rewarded", "tried"))
