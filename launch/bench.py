@@ -423,7 +423,8 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from sleep_jax import settings
 
     SUITE = flags.DEFINE_enum("suite", "life", ["life", "dream"], "the steps of a life, or trials of dreams")
-    CONFIG = options.config("configs/clinc150.py", "whose sizes")
+    small = "--suite=dream" in sys.argv  # trials are wanted at the tiny size
+    CONFIG = options.config("configs/tiny.py" if small else "configs/clinc150.py", "whose sizes")
     SECONDS = flags.DEFINE_float("seconds", 30.0, "time spent on measuring, at least three turns")
     JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
 

@@ -3,7 +3,8 @@
 python -m launch.bench --suite=dream [--config=configs/tiny.py] [--json=FILE] [--seconds=30]
 
 A trial trains one adapter on one dream for `rem.trials.steps` steps; sizes are the configuration's, tokens
-are random. All ways have the same backbone, rank, steps and rows. PEFT comes with `pip install '.[bench]'`;
+are random. All ways have the same backbone, rank, steps and rows. Trials at once are split over the devices
+where their number allows it; a single one has the first device. PEFT comes with `pip install '.[bench]'`;
 without it the other two are measured.
 """
 
@@ -19,9 +20,10 @@ import numpy as np
 import rich.box
 import rich.table
 
-from sleep_jax import metrics, terminal, trees
+from sleep_jax import metrics, partition, terminal, trees
 from sleep_jax.model import lora
 from sleep_jax.model.build import build
+from sleep_jax.partition import Partitioner
 from sleep_jax.settings import Config
 from sleep_jax.sleep import trials
 from sleep_jax.types import Batch
@@ -38,6 +40,7 @@ def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS)
     """
     model = build(config.model, config.memory, eos=1)
     params = model.init(jax.random.key(0))
+    everywhere = Partitioner(config.mesh).put(params)
     start = lora.init(config.model, config.rem.trials.rank, jax.random.key(1))
     most, length = max(counts), config.row_length
     tokens = (
@@ -52,11 +55,13 @@ def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS)
     run = trials.compiled(model, config.rem.trials)
     for count in counts:
         chosen = jax.tree.map(lambda x, count=count: x[:count], rows)
-        compiled = run.lower(start, (params, None), chosen).compile()
+        frozen = (params if count == 1 else everywhere), None
+        chosen = partition.put_rows(chosen, frozen[0])
+        compiled = run.lower(start, frozen, chosen).compile()
         memory = compiled.memory_analysis()
         sizes[count] = {"argument": memory.argument_size_in_bytes, "output": memory.output_size_in_bytes,
                         "temp": memory.temp_size_in_bytes}  # fmt: skip
-        ways[f"{count} at once"] = count, functools.partial(compiled, start, (params, None), chosen)
+        ways[f"{count} at once"] = count, functools.partial(compiled, start, frozen, chosen)
         if count == 1:
             one = compiled
 
@@ -82,6 +87,7 @@ def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS)
     best = min(per_trial[f"{count} at once"] for count in counts)
     return {
         "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
         "turns": len(spent["1 at once"]),
         "parameters": trees.size(params),
         "backbone_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
@@ -138,7 +144,7 @@ def _peft(config: Config, rows: Batch) -> Callable[[], None]:
 def show(report: dict[str, Any]) -> None:
     """Prints the table, and what is wanted of it."""
     print(
-        f"{report['device']}, {terminal.scaled(report['parameters'])} parameters, rank {report['rank']}, "
+        f"{report['devices']} x {report['device']}, {terminal.scaled(report['parameters'])} parameters, rank {report['rank']}, "
         f"{report['steps']} steps on {report['tokens']} tokens a trial, medians of {report['turns']} turns"
     )
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)

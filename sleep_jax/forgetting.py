@@ -118,7 +118,7 @@ def _no_life(workdir: pathlib.Path) -> str:
 def _slots_of(record: dict, nights: Sequence[int]) -> list[Slot]:
     """The slots that hold these nights and no others."""
     slots, gone = ([Slot.from_json(s) for s in record.get(k, ())] for k in ("slots", "forgotten"))
-    outcome = {n["night"]: n for n in record["nights"] if not n["rem"]}
+    outcome = {n.night: n for n in (metrics.Night(**n) for n in record["nights"]) if not n.rem}
     chosen = []
     for night in nights:
         if night not in outcome:
@@ -127,9 +127,9 @@ def _slots_of(record: dict, nights: Sequence[int]) -> list[Slot]:
         if any(night in s.nights for s in gone):
             raise ValueError(f"night {night} was taken out already")
         mine = [s for s in slots if night in s.nights]  # two, where it has dreamt on
-        if not mine and outcome[night]["outcome"] == "rolled back":
+        if not mine and outcome[night].outcome == "rolled back":
             raise ValueError(
-                f"night {night} was rolled back ({outcome[night]['reason']}): it wrote no slot that could be "
+                f"night {night} was rolled back ({outcome[night].reason}): it wrote no slot that could be "
                 "taken out; its day waits in fast memory for the next night"
             )
         if not mine:

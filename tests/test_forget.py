@@ -171,6 +171,21 @@ def test_nights_in_one_slot_go_together_or_not_at_all(ended, model):
     assert [n.night for n in at(model, ended).nights[-2:]] == [1, 2]
 
 
+def test_what_a_night_dreamt_on_goes_with_it(ended, model):
+    morning = at(model, ended)
+    slots = [*map(dataclasses.asdict, morning.slots)]
+    on = {"night": 2, "experience": "day 2", "outcome": "committed", "reason": "", "rem": True}
+    nights = read(ended / "phases/002-sleep/meta.json")["meta"]["state"]["nights"]
+    dreamt_on = dataclasses.asdict(Slot(0, 2, (2,), ("day 2: 1", "day 2: 2"), 2, 5, rem=True))
+    rewritten(ended, slots=[*slots, dreamt_on], nights=[*nights, on | {"experience": "day 2: 2"}])
+    said = forgetting.forget(ended, [2])
+    after = at(model, ended)
+    assert [(s.index, s.rem) for s in after.slots] == [(0, False)]
+    assert [(s.index, s.rem) for s in after.forgotten] == [(1, False), (2, True)]
+    assert [(n.experience, n.outcome) for n in after.nights[-1:]] == [("day 2", "forgotten")]
+    assert "night 2 (day 2) is out: slot 1" in said and "night 2 (day 2: 1, day 2: 2) is out: slot 2" in said
+
+
 def test_what_cannot_be_taken_out_is_refused_and_nothing_changes(ended):
     nights = read(ended / "phases/002-sleep/meta.json")["meta"]["state"]["nights"]
     in_backbone = {"night": 4, "experience": "day 4", "outcome": "committed", "reason": ""}

@@ -156,7 +156,9 @@ def remember(
         pairs = (Example(e.prompt, said) for e, said in zip(asked[i], answers[i], strict=True))
         told = [*(Example("", text) for text in texts), *pairs]
         new.append((awake, [_dream(awake, task, e, world) for e in told]))
-    slot = Slot(0, 0, (cycle,), tuple(t.name for t, _ in learnt), len(learnt), 0, rem=True)
+    # What it holds counts as much as so many examples of a day: later nights dream of it in proportion.
+    count = sum(d.kept for _, dreams in new for d in dreams)
+    slot = Slot(0, 0, (cycle,), tuple(t.name for t, _ in learnt), count, 0, rem=True)
     return night.settle(world, name, cycle, params, memory, slots, slot, old, new, Variant())
 
 

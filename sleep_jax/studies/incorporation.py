@@ -70,7 +70,7 @@ class Bench:
     Attributes:
       config: of dreaming, as the arm has it.
       grown: the learner before any passage, the same for every arm.
-      old: dreams of its earlier selves, which every night of this arm rehearses.
+      old: dreams of its earlier selves, which a night of this arm rehearses; with later slots there are more.
       start: the adapter that every trial begins with.
       dreamer: adapter that has learnt to dream; None is the learner as it is.
     """
@@ -94,10 +94,11 @@ class Bench:
 
     def remembered(self, name: str, state: State, learnt: Sequence[Learnt], key: Array) -> State:
         """The learner after a night that keeps what was learnt, committed or rolled back."""
-        cycle = int(name.split("-")[0])
+        cycle, sleeping = int(name.split("-")[0]), (state.params, state.memory, state.slots)
+        old = self.old if state.slots == self.grown.slots else rem.rehearsed(self.world, *sleeping, cycle)
         outcome = rem.remember(
-            self.world, name, cycle, state.params, state.memory, state.slots, self.start, self.dreamer,
-            learnt, self.old, self.config, rng.fold(key, 2),
+            self.world, name, cycle, *sleeping, self.start, self.dreamer, learnt, old, self.config,
+            rng.fold(key, 2),
         )  # fmt: skip
         return dataclasses.replace(
             state, memory=outcome.memory, slots=outcome.slots, nights=[*state.nights, outcome.night]
@@ -235,12 +236,11 @@ def show(root: pathlib.Path, results: Sequence[dict]) -> None:
         ]
         for row in found["rounds"]
     ]  # fmt: skip
-    terminal.show(
-        [
-            terminal.table("Passages, accuracy in %", ["arm", "seeds", *tables.COLUMNS.values()], arms),
-            terminal.table("Rewarded dreams", ["arm", "round", "rewarded", "% (95 % interval)"], rounds),
-        ]
-    )
+    shown = [terminal.table("Passages, accuracy in %", ["arm", "seeds", *tables.COLUMNS.values()], arms)]
+    if rounds:
+        heads = ["arm", "round", "rewarded", "% (95 % interval)"]
+        shown.append(terminal.table("Rewarded dreams", heads, rounds))
+    terminal.show(shown)
 
 
 def passages_of(config: Config) -> tuple[list[Task], list[Task]]:

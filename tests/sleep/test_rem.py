@@ -167,7 +167,7 @@ def test_what_is_kept_is_the_context_the_free_lines_and_answers_of_the_instances
         assert bit_equal(self_.adapter, lora.scaled(shifted, CONFIG.trials.scale)) == []
         np.testing.assert_array_equal(self_.active, np.asarray(memory.active_LE))
         assert {d.teacher for d in dreams} == {self_.name}
-    assert (slot.nights, slot.experiences, slot.documents, slot.rem) == ((4,), ("one", "two"), 2, True)
+    assert (slot.nights, slot.experiences, slot.documents, slot.rem) == ((4,), ("one", "two"), 5, True)
 
 
 def test_a_passage_that_nothing_was_dreamt_of_is_kept_as_it_was_read(remembered):

@@ -1,0 +1,80 @@
+"""The study of passages from end to end, at the size of a test; what its tables say, test_tables tells."""
+
+import json
+
+import lives
+import numpy as np
+import pytest
+
+from sleep_jax.data import dreams as text
+from sleep_jax.data.stream import Example
+from sleep_jax.sleep import dream
+from sleep_jax.sleep.dream import Dreamt
+from sleep_jax.studies import incorporation
+
+SMALL = {
+    "study": "incorporation",
+    "method": "base,passage,own,sleep",
+    "stream": {"days": 1},
+    "model": {"max_len": 96},
+    "memory": {"slots": 4},
+    "passages": {"train": 1, "single": 2, "continued": 2, "edits": 2},
+    "rem": {"trials": {"rank": 4, "steps": 30, "at_once": 4}, "recount": 2},
+}
+
+
+@pytest.fixture
+def dreaming(monkeypatch):
+    """A dreamer who says of every passage what it will be asked, each time in other words before it."""
+
+    def imagine(who, dreamer, tasks, config, key):
+        made = []
+        for task in tasks:
+            for n in range(config.per_context):
+                says = tuple(Example(q.prompt, q.answer) for q in task.questions)
+                said = text.write([*says, Example("", f"{n} times")])
+                made.append(Dreamt(task, "free", task.context, said, tuple(text.read(said))))
+        return made
+
+    monkeypatch.setattr(dream, "imagine", imagine)
+
+
+def parts(root, arm):
+    return {p.stem: json.loads(p.read_text()) for p in sorted((root / arm).glob("*.json"))}
+
+
+def test_every_arm_takes_in_passages_and_is_asked_without_them(born, compiled, dreaming, tmp_path, capsys):
+    config = lives.config(birth={"checkpoint": str(born)}, **SMALL)
+    with lives.quick(compiled):
+        results = incorporation.run(config, str(tmp_path))
+    assert [r["arm"] for r in results] == ["base", "passage", "own", "sleep"]
+    share = {r["arm"]: np.mean(r["single"]["hits"]) for r in results}
+    assert share["base"] < share["own"] == 1, "an instance answers what its dream has told it"
+    for r in results:
+        read = r["arm"] != "base"
+        assert [len(r[p]["hits"]) for p in ("single", "continued", "edits")] == [2, 2, 1 + 2 * read]
+        assert len(r["continued"]["elsewhere"]) == 2 and len(r["edits"]["elsewhere"]) == 1 + 2 * read
+        assert r["edits"]["hits"][0] == results[0]["continued"]["hits"], "before any edit all are as base"
+    rounds = results[-1]["rounds"]
+    assert [one["rewarded"] for one in rounds] == [2] and not results[2]["rounds"], "sleep learns to dream"
+    nights = [p.name for p in (tmp_path / "sleep" / "dreams").iterdir()]
+    assert {"round-1.jsonl", "rem-01.jsonl", "rem-02.jsonl"} <= set(nights)
+    assert "Rewarded dreams" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "Passages" in page and "What was tried" in page
+
+    before = {arm: parts(tmp_path, arm) for arm in share}
+    (tmp_path / "sleep" / "continued.json").unlink()
+    with lives.quick(compiled):
+        assert incorporation.run(config, str(tmp_path)) == results, "the same, for it was done or done again"
+    assert {arm: parts(tmp_path, arm) for arm in share} == before
+
+
+def test_what_cannot_be_studied_is_refused_with_its_key(born, tmp_path):
+    def refused(match, **changes):
+        config = lives.config(**lives.changed(SMALL, birth={"checkpoint": str(born)}, **changes))
+        with pytest.raises(ValueError, match=match):
+            incorporation.run(config, str(tmp_path / "x"))
+
+    refused(r"'slep'\] are not arms of base, passage", method="sleep,slep")
+    refused("10000 passages make .* lower people_at_birth", passages={"single": 10_000})
