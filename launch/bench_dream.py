@@ -145,7 +145,8 @@ def show(report: dict[str, Any]) -> None:
     """Prints the table, and what is wanted of it."""
     print(
         f"{report['devices']} x {report['device']}, {terminal.scaled(report['parameters'])} parameters, rank "
-        f"{report['rank']}, {report['steps']} steps on {report['tokens']} tokens a trial, medians of {report['turns']} turns"
+        f"{report['rank']}, {report['steps']} steps on {report['tokens']} tokens a trial, medians of "
+        f"{report['turns']} turns"
     )
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(
