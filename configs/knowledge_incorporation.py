@@ -1,3 +1,20 @@
+"""Knowledge incorporation: a biography is read once, its questions are asked without it.
+
+A small model is born with biographies of people, and with being shown how one asks and answers of a text; it
+lives a day, and then takes in passages about people it never met: one alone (n = 1), 50 at once, and eight one
+after the other. Arms: base, passage only, own dreams (no reward), SEAL (rewarded dreams, an adapter), Sleep
+(selected dreams, consolidated into a fresh slot), and Sleep without one part each.
+
+Claim: what Sleep takes in stays, beside what was known before; adapters that are added to the weights lose both.
+Cost: on one CPU core a birth of 8 minutes a seed, then 20 for Sleep, 8 for SEAL, 3 for the others together.
+Command: python -m launch.main --config=configs/knowledge_incorporation.py --workdir=runs/incorporation
+Ablations: --config.method=sleep,sleep_no_selection,sleep_random_expert,sleep_no_dreaming
+Choosing settings: --config.stream.probes=valid, never the test split.
+Passages of SQuAD in SEAL's format, for a checkpoint that has learnt to read them: --config.passages.source=squad
+--config.passages.continued=200 --config.birth.checkpoint=FOLDER
+Number: see the README, which says at which commit.
+"""
+
 from configs import base
 
 
@@ -14,13 +31,16 @@ def get_config():
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (3e-3,), 0.02, 4
     c.eval_batch = c.sleep.recall.batch_size = 128
     c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
-    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every = 200, 4, 50
+    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every = 1000, 8, 100
     c.sleep.optim.lr = 7e-3
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
     c.sleep.seed.prompt_weight = 0.5
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
     c.sleep.skill_share, c.sleep.recall.max_new = 0.15, 190
+    c.rem.rounds = 2
     c.rem.roles, c.rem.per_context, c.rem.score = ("questions",), 20, "cosine"
-    c.rem.top, c.rem.random = 8, 2
+    c.rem.temperature, c.rem.random_expert = 0.6, False
+    c.rem.top, c.rem.random = 14, 2
     c.rem.trials.rank, c.rem.trials.alpha = 8, 16.0
+    c.passages.single = 8
     return c

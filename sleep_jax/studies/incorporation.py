@@ -38,7 +38,8 @@ class Arm:
       dream: learn from dreams of the passage beside the passage itself.
       learn: dreams of a dreamer that has learnt by ReST-EM; False are dreams of the learner as it is.
       select: dreams are tried that rank by their gradients; False are the first ones.
-      random_expert: each router opens one random expert more while it dreams.
+      random_expert: whether each router opens one random expert more while it dreams; None is as
+        `rem.random_expert` says.
       keep: Knowledge Seeding into a fresh slot; False leaves an adapter, and adds it to the weights where
         more is learnt after it.
     """
@@ -47,7 +48,7 @@ class Arm:
     dream: bool = True
     learn: bool = True
     select: bool = True
-    random_expert: bool = True
+    random_expert: bool | None = None
     keep: bool = True
 
 
@@ -59,6 +60,7 @@ ARMS = {
     "sleep": Arm(),
     "sleep_no_selection": Arm(select=False),
     "sleep_no_random_expert": Arm(random_expert=False),
+    "sleep_random_expert": Arm(random_expert=True),
     "sleep_no_dreaming": Arm(dream=False),
 }
 
@@ -270,7 +272,8 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
         config = dataclasses.replace(
             config, per_context=config.top + config.random, top=0, random=config.top + config.random
         )
-    config = dataclasses.replace(config, random_expert=config.random_expert and arm.random_expert)
+    if arm.random_expert is not None:
+        config = dataclasses.replace(config, random_expert=arm.random_expert)
     key = rng.stream(world.seed, "incorporation")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
     dreamer = lora.init(world.model.config, config.learn.rank, rng.fold(key, 1))  # the learner as it is
