@@ -1,17 +1,17 @@
 """Knowledge incorporation: a biography is read once, its questions are asked without it.
 
-A small model is born with biographies of people, and with being shown how one asks and answers of a text; it
-lives a day, and then takes in passages about people it never met: one alone (n = 1), 50 at once, and eight one
-after the other. Arms: base, passage only, own dreams (no reward), SEAL (rewarded dreams, an adapter), Sleep
-(selected dreams, consolidated into a fresh slot), and Sleep without one part each.
+A small model is born with biographies of people, and with being shown how one asks and answers of a text;
+it lives a day, and then takes in passages about people it never met: one alone (n = 1), 50 at once, and eight
+one after the other. Arms: base, passage only, own dreams (no reward), SEAL (rewarded dreams, an adapter),
+Sleep (selected dreams, consolidated into a fresh slot), and Sleep without one part each.
 
-Claim: what Sleep takes in stays, beside what was known before; adapters that are added to the weights lose both.
+Claim: what Sleep takes in stays, beside what was known before; adapters added to the weights lose both.
 Cost: on one CPU core a birth of 8 minutes a seed, then 20 for Sleep, 8 for SEAL, 3 for the others together.
 Command: python -m launch.main --config=configs/knowledge_incorporation.py --workdir=runs/incorporation
 Ablations: --config.method=sleep,sleep_no_selection,sleep_random_expert,sleep_no_dreaming
 Choosing settings: --config.stream.probes=valid, never the test split.
-Passages of SQuAD in SEAL's format, for a checkpoint that has learnt to read them: --config.passages.source=squad
---config.passages.continued=200 --config.birth.checkpoint=FOLDER
+Passages of SQuAD in SEAL's format, for a checkpoint that has learnt to read them:
+--config.passages.source=squad --config.passages.continued=200 --config.birth.checkpoint=FOLDER
 Number: see the README, which says at which commit.
 """
 
