@@ -220,8 +220,8 @@ def test_answers_come_in_the_order_of_the_questions(max_new, tok, parrot):
 
 
 def test_answers_that_did_not_end_are_blank_to_those_who_want_whole_ones(tok, parrot):
-    def cut(params, prompts_BT, lengths_B, keys_B, sampling, *, memory):
-        out = parrot.decode(params, prompts_BT, lengths_B, keys_B, sampling, memory=memory)
+    def cut(params, prompts_BT, *args, **kwargs):
+        out = parrot.decode(params, prompts_BT, *args, **kwargs)
         return dataclasses.replace(out, ended_B=prompts_BT[:, 1] != tok.encode(" red")[0])
 
     hasty = parrot._replace(decode=cut)

@@ -239,15 +239,14 @@ def _demonstration(rng: np.random.Generator, name: str, attributes: int) -> Exam
 
 def _check(config: StreamConfig, passages: int = 0) -> None:
     if config.attributes > len(ATTRIBUTES):
-        raise ValueError(f"attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower attributes")
+        raise ValueError(f"stream.attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower it")
     capacity = len(FIRST_NAMES) * len(LAST_NAMES)
     people = _met(config) + config.strangers + passages
     if people > capacity:
         raise ValueError(
-            f"{config.people_at_birth} people at birth, {config.days or DAYS} days with "
-            f"{config.people_per_day}, {config.strangers} strangers and {passages} passages make {people}, "
-            f"but there are {capacity} names: lower people_at_birth, people_per_day, days, strangers or the "
-            "number of passages"
+            f"stream.people_at_birth={config.people_at_birth}, {config.days or DAYS} days (stream.days) with "
+            f"stream.people_per_day={config.people_per_day}, stream.strangers={config.strangers} and {passages} "
+            f"passages make {people}, but there are {capacity} names: lower one of them"
         )
 
 

@@ -120,7 +120,7 @@ class Judge:
 
     template = "Do these two mean the same? First: {a} Second: {b}"
 
-    def __init__(self, model: Model, params: Tree, tok: Tokenizer):
+    def __init__(self, model: Model, params: Tree, tok: Tokenizer, memory: Memory | None = None):
         self.tok = tok
         self.yes, self.no = yes_and_no(tok)
         wording = len(tok.encode(" " + self.template.format(a="", b="")))
@@ -128,7 +128,7 @@ class Judge:
 
         @jax.jit
         def verdict(tokens_BT, lengths_B):
-            logits_BTV = model.apply(params, tokens_BT).logits_BTV
+            logits_BTV = model.apply(params, tokens_BT, memory=memory).logits_BTV
             last_BV = jnp.take_along_axis(logits_BTV, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
             return last_BV[:, self.yes] > last_BV[:, self.no]
 

@@ -48,8 +48,9 @@ def dream(
     longest = min(world.config.row_length, world.model.config.max_len - beside)
     sleeper = world.model, world.tok, params, memory
     ask = lambda who, before, quota, n, beside=(): recall(  # noqa: E731
-        *sleeper, who, before, quota, share, rng.fold(key, n), config.recall, longest=longest, beside=beside
-    )
+        *sleeper, who, before, quota, share, rng.fold(key, n), config.recall,
+        longest=longest, beside=beside, long=config.skill_share > 0,
+    )  # fmt: skip
     old = []
     with terminal.progress(len(past) + 1, f"day {cycle} · dream") as bar:
         for i, self_ in enumerate(past):

@@ -80,11 +80,11 @@ def recall(
     *,
     longest: int | None = None,
     beside: Sequence[Dream] = (),
+    long: bool = False,
 ) -> list[Dream]:
     """Dreams of one self until `quota` are kept, the rounds are used up, or hardly anything new comes up.
 
-    The self answers the prompt that it dreamt: that answer takes the place of the dreamt one. (What is longer
-    than an answer may be, such as a dream of how one dreams, is taken as it was dreamt.) The dream is
+    The self answers the prompt that it dreamt: that answer takes the place of the dreamt one. The dream is
     *inconsistent* when they differ and no other dream has been answered so as dreamt: then the answer is no
     more than a slip. It is *known* when the self before it (`before`) answers the same, because then that one
     dreams and supervises it. This is our reading; the paper samples from the teacher and says no more.
@@ -96,6 +96,8 @@ def recall(
         hold beside an answer.
       beside: what this self has answered already: its prompts are not asked again, and a copy of it is a
         *duplicate*, known or not.
+      long: whether what is longer than an answer may be is taken as it was dreamt, such as a dream of how one
+        dreams; otherwise it is answered like any other.
 
     Returns:
       All dreams, kept or not, in the order they were dreamt.
@@ -113,8 +115,9 @@ def recall(
         n = max(int((quota - kept) * config.surplus), config.batch_size // 4)
         sampled = _sample(model, tok, params, memory, self_, n, share_pairs, rng.fold(key, round_), config)
         examples, reasons = _judge(
-            model, tok, params, memory, self_, before, [e for e, _ in sampled], told, heard, longest, config
-        )
+            model, tok, params, memory, self_, before, [e for e, _ in sampled], told, heard, longest,
+            config, long,
+        )  # fmt: skip
         sampled = [(example, text) for example, (_, text) in zip(examples, sampled, strict=True)]
         before_round = kept
         limit = _limit(sampled, dreams, reasons, quota, config)
@@ -176,7 +179,7 @@ def _fits(tok: Tokenizer, example: Example, longest: int) -> bool:
 
 
 def _judge(
-    model, tok, params, memory, self_, before, examples, told, heard, longest, config
+    model, tok, params, memory, self_, before, examples, told, heard, longest, config, long
 ) -> tuple[list[Example | None], list[str]]:
     """The examples as the self answers them, and the reason against each, '' where there is none.
 
@@ -184,8 +187,9 @@ def _judge(
     whether the self before it gives the same.
     """
     reasons = ["" if e and _fits(tok, e, longest) else "malformed" for e in examples]
-    short = lambda e: len(tok.encode(" " + e.answer)) <= config.answer_max_new  # noqa: E731
-    asked = [i for i, e in enumerate(examples) if not reasons[i] and e.prompt and short(e)]
+    asked = [i for i, e in enumerate(examples) if not reasons[i] and e.prompt]
+    if long:
+        asked = [i for i in asked if len(tok.encode(" " + examples[i].answer)) <= config.answer_max_new]
     fresh = [Example(p, "?") for p in dict.fromkeys(examples[i].prompt for i in asked) if p not in heard]
 
     def ask(who: Self) -> list[str]:

@@ -92,7 +92,7 @@ def test_held_out_phrasings_are_made_of_trained_words(attributes):
 
 
 def test_too_many_people_or_attributes():
-    said = "stream.people_at_birth=24 .* stream.people_per_day=1000 make 5024, but there are 4096 names"
+    said = "stream.people_at_birth=24, .* stream.people_per_day=1000, .* make 5024, but there are 4096 names"
     with pytest.raises(ValueError, match=said):
         life(people_per_day=1000, days=5)
     with pytest.raises(ValueError, match=f"stream.attributes=7, but there are {len(biographies.ATTRIBUTES)}"):

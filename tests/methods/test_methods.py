@@ -46,7 +46,7 @@ def material():
 def bigram(vocab):
     """The smallest language model: its gradients are exact, and nothing takes long to compile."""
 
-    def apply(params, tokens_BT, *, memory=None, segments_BT=None, positions_BT=None):
+    def apply(params, tokens_BT, *, memory=None, adapter=None, segments_BT=None, positions_BT=None):
         return Output(params["table_VV"][tokens_BT], None, None, None)
 
     table_VV = 0.5 * np.random.default_rng(0).normal(size=(vocab, vocab)).astype(np.float32)

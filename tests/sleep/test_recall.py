@@ -154,6 +154,22 @@ def test_free_text_is_kept_when_it_is_whole_and_is_asked_of_nobody(model, tok, m
     assert stage.calls[0][1] == [tok.bos] * 5
 
 
+def test_what_is_longer_than_an_answer_is_taken_as_dreamt_only_where_that_is_wanted(
+    model, tok, memory, on_stage
+):
+    long = "it is in the bath " * 4
+    assert len(tok.encode(" " + long)) > CONFIG.answer_max_new
+    says = [recalling(tok, "tell!", long.strip()), recalling(tok, "where?", "Bath")]
+    for wanted in (False, True):
+        stage = on_stage([says], {(0, False): {"tell!": "it", "where?": "bath"}})
+        dreams = recall.recall(
+            model, tok, {}, memory, past_of()[0], None, 2, 1.0, KEY, CONFIG, longest=60, long=wanted
+        )
+        assert [q.prompt for q in stage.asked] == ["tell!", "where?"][wanted:]
+        first = ("", long.strip()) if wanted else ("inconsistent", "it")
+        assert [(d.reason, d.example.answer) for d in dreams[:2]] == [first, ("", "bath")]
+
+
 def test_the_share_of_pairs_opens_with_recall(model, tok, memory, on_stage):
     stage = on_stage([[recalling(tok, "what?", "it")]], {})
     dream(model, tok, memory, past_of(), 8, share_pairs=0.75)
@@ -269,8 +285,8 @@ def test_old_dreams_are_credited_in_proportion_to_what_each_self_learnt(model, t
 def test_each_self_dreams_beside_the_one_before_it(model, tok, memory, monkeypatch):
     asked = []
 
-    def recall_(model, tok, params, memory, self_, before, quota, *args, longest, beside):
-        assert not beside
+    def recall_(model, tok, params, memory, self_, before, quota, *args, longest, beside, long):
+        assert not beside and not long
         asked.append((self_.name, before and before.name, quota, longest))
         return []
 
