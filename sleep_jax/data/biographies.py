@@ -245,8 +245,8 @@ def _check(config: StreamConfig, passages: int = 0) -> None:
     if people > capacity:
         raise ValueError(
             f"stream.people_at_birth={config.people_at_birth}, {config.days or DAYS} days (stream.days) with "
-            f"stream.people_per_day={config.people_per_day}, stream.strangers={config.strangers} and {passages} "
-            f"passages make {people}, but there are {capacity} names: lower one of them"
+            f"stream.people_per_day={config.people_per_day}, stream.strangers={config.strangers} and "
+            f"{passages} passages make {people}, but there are {capacity} names: lower one of them"
         )
 
 

@@ -122,5 +122,5 @@ def test_strangers_show_how_one_dreams_and_never_come_again():
 
 
 def test_too_many_strangers():
-    with pytest.raises(ValueError, match="4060 strangers and 0 passages make 4108, but there are 4096"):
+    with pytest.raises(ValueError, match="stream.strangers=4060 and 0 passages make 4108, but there are 4096"):
         life(strangers=4060)
