@@ -9,9 +9,9 @@ import numpy as np
 # Values of a row of "arms", and what stands above them; a line break parts long ones.
 COLUMNS = {
     "single": "n = 1", "single_behind": "sleep is\nahead by", "continued": "many\nat once",
-    "continued_behind": "sleep is\nahead by", "birth_after_continued": "birth\nthen",
-    "first_own": "first passage:\nafter its own", "first_end": "after the\nlast edit",
-    "birth_before": "birth:\nbefore", "birth_after_edits": "after the\nlast edit",
+    "continued_behind": "sleep is\nahead by", "first_own": "first passage\nafter its edit",
+    "first_end": "first passage\nafter the last", "birth_before": "birth\nbefore",
+    "birth_after_continued": "birth after\nmany at once", "birth_after_edits": "birth after\nthe last edit",
 }  # fmt: skip
 
 
