@@ -12,7 +12,11 @@ Ablations: --config.method=sleep,sleep_no_selection,sleep_random_expert,sleep_no
 Choosing settings: --config.stream.probes=valid, never the test split.
 Passages of SQuAD in SEAL's format, for a checkpoint that has learnt to read them:
 --config.passages.source=squad --config.passages.continued=200 --config.birth.checkpoint=FOLDER
-Number: see the README, which says at which commit.
+Budgets: arms dream and try alike; at n = 1 and in edits an adapter has the steps of a trial, Sleep those and
+a night; at n = 50 the adapter has as many gradient tokens as the night may spend.
+Number: none yet at this commit. One seed, valid, an earlier one: own dreams 83 % at n = 1 and 73 % at n = 50,
+birth 94 -> 3 %; passage only 13 and 2 %; Sleep, of fewer dreams, 69 % at n = 1 and 41 % at n = 16, birth
+94 -> 91 %.
 """
 
 from configs import base

@@ -213,7 +213,7 @@ class Workbench:
         rows *= WAVES if queued else 1
         run = rollout.compiled(model.drain if queued else model.decode, Sampling(new, temperature))
         told, keys = (self.tokens(rows, width), np.full(rows, width, np.int32)), rng.per_row(self.key, rows)
-        args = self.params, self.resting, None, None
+        args = self.params, self.resting, None
         if queued:
             args += *told, keys, rows, partition.put_rows(np.arange(seats, dtype=np.int32), self.params)
         else:
@@ -423,7 +423,7 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from sleep_jax import settings
 
     SUITE = flags.DEFINE_enum("suite", "life", ["life", "dream"], "the steps of a life, or trials of dreams")
-    small = "--suite=dream" in sys.argv  # trials are wanted at the tiny size
+    small = any(arg.endswith("dream") for arg in sys.argv)  # trials are wanted at the tiny size
     CONFIG = options.config("configs/tiny.py" if small else "configs/clinc150.py", "whose sizes")
     SECONDS = flags.DEFINE_float("seconds", 30.0, "time spent on measuring, at least three turns")
     JSON = flags.DEFINE_string("json", "", "file to write the numbers to")

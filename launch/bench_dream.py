@@ -32,7 +32,7 @@ COUNTS = (1, 4, 16, 64)
 GOALS = {"loop": 2.0, "peft": 3.0}  # times as many trials a second, at the best count
 
 
-def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS) -> dict[str, Any]:
+def measure(config: Config, *, seconds: float) -> dict[str, Any]:
     """Seconds per trial of every way, in turns, and the bytes that the compiled program takes.
 
     Args:
@@ -42,7 +42,7 @@ def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS)
     params = model.init(jax.random.key(0))
     everywhere = Partitioner(config.mesh).put(params)
     start = lora.init(config.model, config.rem.trials.rank, jax.random.key(1))
-    most, length = max(counts), config.row_length
+    most, length = max(COUNTS), config.row_length
     tokens = (
         np.random.default_rng(0).integers(3, config.model.vocab_size, (most, 1, length + 1)).astype(np.int32)
     )
@@ -53,7 +53,7 @@ def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS)
     ways: dict[str, tuple[int, Callable[[], Any]]] = {}
     sizes = {}
     run = trials.compiled(model, config.rem.trials)
-    for count in counts:
+    for count in COUNTS:
         chosen = jax.tree.map(lambda x, count=count: x[:count], rows)
         frozen = (params if count == 1 else everywhere), None
         chosen = partition.put_rows(chosen, frozen[0])
@@ -84,7 +84,7 @@ def measure(config: Config, *, seconds: float, counts: tuple[int, ...] = COUNTS)
             jax.block_until_ready(way())
             spent[name].append((time.perf_counter() - before) / count)
     per_trial = {name: statistics.median(s) for name, s in spent.items()}
-    best = min(per_trial[f"{count} at once"] for count in counts)
+    best = min(per_trial[f"{count} at once"] for count in COUNTS)
     return {
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),

@@ -148,8 +148,9 @@ def _fits(world: World) -> None:
     c, tok = world.config, world.tok
     chunk = {"memory.periods[0] / row_length": c.memory.periods[0] // c.row_length}
     world.partitioner.check_rows(c.rows() | chunk)
-    if c.sleep.imitate.semantic == "judge":
+    if "judge" in (c.sleep.imitate.semantic, c.rem.grader):
         imitate.yes_and_no(tok)
+    finetune.documents(world, world.stream.skills)
     for experience in (world.stream.birth, *world.stream.days):
         finetune.documents(world, experience.train)
         _can_be_asked(world, experience.name, experience.test, "answer_tokens", c.answer_tokens)

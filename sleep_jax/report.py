@@ -102,7 +102,8 @@ def _methods(runs: Sequence[Run], labels: Labels) -> Html:
         return sum(number(v) or 0.0 for v in mapping(run.summary.get("wall_s")).values())
 
     def rolled_back(run: Run) -> int:
-        return sum(night.get("outcome") == "rolled back" for night in dicts(run.summary.get("nights")))
+        nights = dicts(run.summary.get("nights"))
+        return sum(night.get("outcome") == "rolled back" and not night.get("rem") for night in nights)
 
     costs = [
         *((f"{n} tokens", inner("tokens", n), scaled) for n in ("source", "dreamt", "gradient")),

@@ -135,10 +135,19 @@ def passages(found: Mapping[str, Any]) -> Html:
         mean, error = (number(mapping(row.get(key)).get(k)) for k in ("mean", "error"))
         return "–" if mean is None else tables.Estimate(mean, error, 0).percent().replace("-", "−")
 
-    heads = ["arm", "seeds", *(" ".join(head.split()) for head in tables.COLUMNS.values())]
-    rows = [
-        [row.get("arm", "?"), row.get("seeds", "?"), *(cell(row, k) for k in tables.COLUMNS)] for row in arms
+    heads = [
+        "arm",
+        "seeds",
+        *(" ".join(head.split()) for head in tables.COLUMNS.values()),
+        "nights rolled back",
     ]
+    rows = [
+        [
+            row.get("arm", "?"), row.get("seeds", "?"), *(cell(row, k) for k in tables.COLUMNS),
+            "–" if row.get("rolled_back") is None else row["rolled_back"],
+        ]
+        for row in arms
+    ]  # fmt: skip
     after: dict[str, list[float]] = {}
     for row in arms:
         steps = [number(v) for v in row.get("first_by_edit") or ()]

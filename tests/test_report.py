@@ -165,10 +165,10 @@ def make_study(root):
             log.write("fit", 1, 1, {"kl": 0.5})
         metrics.write_json(root / arm, "rounds.json", [])
     hits = {"seal": [[1, 0], [0, 0]], "sleep": [[1, 1], [1, 0]]}
-    edits = {"hits": [[[0, 0]], [[1, 1]], [[1, 0]]], "elsewhere": [[0.9], [0.8], [0.7]]}
+    edits = {"hits": [[[0, 0]], [[1, 1]], [[1, 0]]], "elsewhere": [[0.9], [0.8], [0.7]], "nights": []}
     results = [
-        {"arm": arm, "seed": 0, "rounds": [], "single": {"hits": h}, "edits": edits,
-         "continued": {"hits": h, "elsewhere": [0.6]}}
+        {"arm": arm, "seed": 0, "rounds": [], "single": {"hits": h, "nights": []}, "edits": edits,
+         "continued": {"hits": h, "elsewhere": [0.6], "nights": [{"outcome": "rolled back"}]}}
         for arm, h in hits.items()
     ]  # fmt: skip
     metrics.write_json(root, "incorporation.json", tables.incorporation(results))

@@ -262,13 +262,12 @@ def _names(rng: np.random.Generator, count: int) -> list[str]:
     return [f"{first[i % len(first)]} {last[(i + i // len(last)) % len(last)]}" for i in range(count)]
 
 
-def passages(config: StreamConfig, count: int, first: int = 0) -> tuple[Passage, ...]:
+def passages(config: StreamConfig, count: int) -> tuple[Passage, ...]:
     """Biographies of `count` people whom no life of this configuration meets, one passage each.
 
     Args:
       config: `seed`, `days`, `people_at_birth`, `people_per_day` and `attributes` are read.
-      count: of passages.
-      first: how many to leave out; passage i is the same whatever `first` and `count` are.
+      count: of passages; passage i is the same whatever it is.
 
     Returns:
       Passages whose questions are the probes of the person.
@@ -277,11 +276,11 @@ def passages(config: StreamConfig, count: int, first: int = 0) -> tuple[Passage,
       ValueError: as `load` does.
     """
     taken = _met(config)
-    _check(config, first + count)
+    _check(config, count)
     names = _names(np.random.default_rng(config.seed), len(FIRST_NAMES) * len(LAST_NAMES))
     told = []
-    for i in range(first, first + count):
-        person = _person(np.random.default_rng([config.seed, i]), names[taken + i], config.attributes)
+    for i in range(count):
+        person = _person(np.random.default_rng([config.seed, 1, i]), names[taken + i], config.attributes)
         told.append(Passage(person.name, person.biography, person.said("valid"), person.said("test")))
     return tuple(told)
 

@@ -6,7 +6,7 @@ different ones, have one axis more behind N (`grouped`).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def merged(params: Tree, adapter: Tree) -> Tree:
     return {**params, "blocks": blocks}
 
 
-def grouped(adapters: Sequence[Tree] | Tree) -> Tree:
+def grouped(adapters: Tree) -> Tree:
     """Adapters stacked on their first axis, moved behind N: row b of B then has adapter b // (B / count).
 
     Args:

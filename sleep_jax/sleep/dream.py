@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from sleep_jax import rng, rollout
+from sleep_jax.bounds import at_least
 from sleep_jax.data import dreams as text
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.encoding import Encoded
@@ -58,6 +59,7 @@ class DreamConfig:
     learn: FitConfig = FitConfig()  # how the dreamer learns from what was rewarded
 
     def __post_init__(self):
+        at_least(self, "rem.", tasks=1, lines=1, questions=1, rounds=1, recount=0)
         for role in self.roles:
             text.prompt(role, "")
         if not self.roles or self.per_context < 1:
@@ -150,6 +152,7 @@ def imagine(
         raise ValueError("there is no task to dream of")
     c, tok = config, who.tok
     room = who.model.config.max_len - c.max_new
+    longest = min(who.row_length, who.model.config.max_len - who.answer_tokens)  # to be read, and asked again
     made, asked = [], []
     for task in tasks:
         for n in range(c.per_context):
@@ -189,8 +192,8 @@ def imagine(
             dream.reason = "it says nothing"
         elif (dream.task.name, dream.text) in seen:
             dream.reason = "duplicate"
-        elif any(len(e.tokens) > who.row_length for e in _lines(who, dream)):
-            dream.reason = f"a line is longer than row_length={who.row_length}"
+        elif any(len(e.tokens) > longest for e in _lines(who, dream)):
+            dream.reason = f"a line is longer than {longest} tokens"
         seen.add((dream.task.name, dream.text))
     return made
 

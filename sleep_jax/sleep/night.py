@@ -180,10 +180,13 @@ def settle(
     def rolled_back(reason: str) -> Outcome:
         return Outcome(params, memory, slots, ended("rolled back", reason), kept_new)
 
-    file = f"{'rem' if slot.rem else 'night'}-{cycle:02d}"
+    stage = name.split("-", 1)[1]
+    file = f"{stage if slot.rem else 'night'}-{cycle:02d}"
     write_dreams(world, file, cycle, dreams)
     old = Taught.split(old_dreams, config.held_out, cycle)
     new = Taught.split(new_dreams, config.held_out, cycle)
+    if slot.rem and not any(ds for _, ds in new.held_out):
+        new = Taught(new.train, new.train)  # contexts that nothing was dreamt of are judged by themselves
     if reason := new.lacking():
         return rolled_back(reason)
     resting = memory_lib.rest(memory)
@@ -192,7 +195,6 @@ def settle(
     seeding = seed(world, name, cycle, params, memory, student, place, old, new, variant, context)
     slept = memory_lib.forget_day(dataclasses.replace(seeding.memory, fast=memory.fast))
 
-    stage = name.split("-", 1)[1]
     with world.writer.timed(f"{stage}/judge", cycle):
         before, new_before = (agreement(world, params, resting, x.held_out) for x in (old, new))
         after, new_after = (agreement(world, seeding.params, slept, x.held_out) for x in (old, new))

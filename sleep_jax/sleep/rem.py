@@ -139,7 +139,7 @@ def remember(
     adapters = dream.instances(who, start, learnt, config)
     more = []
     if config.recount and any(ds for _, ds in learnt):
-        recounted = dataclasses.replace(config, per_context=config.recount)
+        recounted = dataclasses.replace(config, per_context=config.recount, top=config.recount, random=0)
         more = dream.imagine(who, dreamer, [t for t, _ in learnt], recounted, key)
     asked = []
     for task, dreams in learnt:
@@ -276,6 +276,9 @@ def run(
     if reason:
         return rolled_back(reason)
     old = rehearsed(world, params, memory, slots, cycle)
-    return remember(
-        world, name, cycle, params, memory, slots, start, dreamer, learnt, old, config, rng.fold(key, 2)
-    )
+    try:
+        return remember(
+            world, name, cycle, params, memory, slots, start, dreamer, learnt, old, config, rng.fold(key, 2)
+        )
+    except FloatingPointError as error:
+        return rolled_back(str(error))

@@ -188,7 +188,7 @@ def _fitting(model: Model, config: FitConfig, count: int):
 def _check(adapters: Tree, start: Tree) -> None:
     """An adapter that learnt nothing would be rewarded at random: better no night than such a one."""
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(adapters)):
-        raise FloatingPointError("an adapter is not finite: lower its optim.lr")
+        raise FloatingPointError("an adapter is not finite: lower rem.trials.optim.lr or rem.learn.optim.lr")
     moved_I = sum(
         np.abs(x - np.asarray(start[name])).reshape(len(x), -1).max(1)
         for name, x in trees.named(adapters).items()
@@ -196,7 +196,9 @@ def _check(adapters: Tree, start: Tree) -> None:
     )
     if not moved_I.all():
         still = np.flatnonzero(moved_I == 0).tolist()
-        raise FloatingPointError(f"adapters {still} did not move: their B is as it was")
+        raise FloatingPointError(
+            f"adapters {still} did not move: raise rem.trials.optim.lr or rem.learn.optim.lr"
+        )
 
 
 def answers(

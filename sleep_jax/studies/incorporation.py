@@ -8,19 +8,22 @@ born and has lived some days with Sleep.
 import dataclasses
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sleep_jax import checkpoint, evals, life, methods, metrics, phases, report, rng, rollout, terminal
+from sleep_jax import checkpoint, life, methods, metrics, phases, report, rng, rollout, terminal
 from sleep_jax.data import biographies, packing, passages, stream
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
-from sleep_jax.sleep import dream, rem, trials
+from sleep_jax.sleep import dream, graders, night, rem, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
+from sleep_jax.sleep.night import Outcome
 from sleep_jax.sleep.recall import Dream
+from sleep_jax.sleep.seeding import Variant
 from sleep_jax.sleep.selves import Self
 from sleep_jax.sleep.trials import FitConfig
 from sleep_jax.studies import tables
@@ -75,6 +78,7 @@ class Bench:
       old: dreams of its earlier selves, which a night of this arm rehearses; with later slots there are more.
       start: the adapter that every trial begins with.
       dreamer: adapter that has learnt to dream; None is the learner as it is.
+      nights: how those of the part ended.
     """
 
     world: World
@@ -84,27 +88,36 @@ class Bench:
     old: Sequence[tuple[Self, list[Dream]]]
     start: Tree
     dreamer: Tree | None
+    nights: list[metrics.Night] = dataclasses.field(default_factory=list)
 
-    def dreamt(self, params: Tree, memory: Memory, tasks: Sequence[Task], key: Array) -> list[Learnt]:
-        """Each task with the dreams that are learnt from."""
+    def dreamt(
+        self, part: str, params: Tree, memory: Memory, tasks: Sequence[Task], key: Array
+    ) -> list[Learnt]:
+        """Each task with the dreams that are learnt from; all of them go into dreams/<part>-dreams.jsonl."""
         if not self.arm.dream:
             return [(t, []) for t in tasks]
         who = rem.sleeper(self.world, params, memory)
         made = dream.imagine(who, self.dreamer, tasks, self.config, rng.fold(key, 0))
         dream.select(who, self.start, made, self.config, rng.fold(key, 1))
+        metrics.write_dreams(self.world.workdir, f"{part}-dreams", map(rem.told_of, made))
         return [(t, [d for d in made if d.task is t and not d.reason]) for t in tasks]
 
-    def remembered(self, name: str, state: State, learnt: Sequence[Learnt], key: Array) -> State:
-        """The learner after a night that keeps what was learnt, committed or rolled back."""
-        cycle, sleeping = int(name.split("-")[0]), (state.params, state.memory, state.slots)
-        old = self.old if state.slots == self.grown.slots else rem.rehearsed(self.world, *sleeping, cycle)
-        outcome = rem.remember(
-            self.world, name, cycle, *sleeping, self.start, self.dreamer, learnt, old, self.config,
-            rng.fold(key, 2),
-        )  # fmt: skip
-        return dataclasses.replace(
-            state, memory=outcome.memory, slots=outcome.slots, nights=[*state.nights, outcome.night]
-        )
+    def remembered(self, part: str, number: int, state: State, learnt: Sequence[Learnt], key: Array) -> State:
+        """The learner after the `number`-th night that keeps what was learnt, committed or rolled back."""
+        cycle = len(self.world.stream.days) + number  # behind the nights that it has lived
+        name, asleep = f"{cycle:03d}-{part}", (state.params, state.memory, state.slots)
+        memory, slots, reason = night.make_room(self.world, name, cycle, *asleep, Variant())
+        asleep = state.params, memory, slots
+        if reason:
+            outcome = Outcome(*asleep, metrics.Night(cycle, part, "rolled back", reason, rem=True))
+        else:
+            old = self.old if slots == self.grown.slots else rem.rehearsed(self.world, *asleep, cycle)
+            adapters = self.start, self.dreamer
+            outcome = rem.remember(
+                self.world, name, cycle, *asleep, *adapters, learnt, old, self.config, rng.fold(key, 2)
+            )
+        self.nights.append(outcome.night)
+        return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots)
 
     def fitted(self, params: Tree, memory: Memory, learnt: Sequence[Learnt], seed: int) -> Tree:
         """One scaled adapter for all that was learnt, in the gradient tokens that a night would spend."""
@@ -127,7 +140,8 @@ class Bench:
             who.model, who.tok, who.params, who.memory, questions,
             max_new=who.answer_tokens, batch_size=self.world.config.eval_batch, adapter=adapter,
         )  # fmt: skip
-        hits = evals.matches(answers, [q.answer for q in questions]).astype(float)
+        grade = graders.make(self.config.grader, who.model, who.params, who.memory, who.tok)
+        hits = np.asarray(grade(answers, [q.answer for q in questions]), float)
         return [part.tolist() for part in np.split(hits, np.cumsum([len(t.questions) for t in tasks])[:-1])]
 
     def elsewhere(self, state: State, adapter: Tree | None = None) -> list[float]:
@@ -142,14 +156,14 @@ def single(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     state, arm = bench.grown, bench.arm
     if not arm.read:
         return {"hits": bench.knows(state, tasks)}
-    learnt = bench.dreamt(state.params, state.memory, tasks, key)
+    learnt = bench.dreamt("single", state.params, state.memory, tasks, key)
     if not arm.keep:
         who = rem.sleeper(bench.world, state.params, state.memory)
         adapters = dream.instances(who, bench.start, learnt, bench.config)
         return {"hits": [h.tolist() for h in dream.grades(who, adapters, tasks, bench.config)]}
     hits = []
     for i, one in enumerate(learnt):
-        after = bench.remembered(f"{1 + i:03d}-single", state, [one], rng.fold(key, 3 + i))
+        after = bench.remembered("single", 1 + i, state, [one], rng.fold(key, 3 + i))
         hits += bench.knows(after, [one[0]])
     return {"hits": hits}
 
@@ -158,9 +172,9 @@ def continued(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     """All passages are incorporated in one go, and asked at the end."""
     state, arm, adapter = bench.grown, bench.arm, None
     if arm.read:
-        learnt = bench.dreamt(state.params, state.memory, tasks, key)
+        learnt = bench.dreamt("continued", state.params, state.memory, tasks, key)
         if arm.keep:
-            state = bench.remembered("001-continued", state, learnt, key)
+            state = bench.remembered("continued", 1, state, learnt, key)
         else:
             adapter = bench.fitted(state.params, state.memory, learnt, bench.world.seed)
     return {"hits": bench.knows(state, tasks, adapter), "elsewhere": bench.elsewhere(state, adapter)}
@@ -174,9 +188,9 @@ def edits(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
         if not arm.read:
             break
         drawn = rng.fold(key, i)
-        learnt = bench.dreamt(state.params, state.memory, [task], drawn)
+        learnt = bench.dreamt(f"edits-{1 + i}", state.params, state.memory, [task], drawn)
         if arm.keep:
-            state = bench.remembered(f"{1 + i:03d}-edits", state, learnt, drawn)
+            state = bench.remembered("edits", 1 + i, state, learnt, drawn)
         else:
             who = rem.sleeper(bench.world, state.params, state.memory)
             adapters = dream.instances(who, bench.start, learnt, bench.config)
@@ -188,7 +202,8 @@ def edits(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     return {"hits": hits, "elsewhere": elsewhere}
 
 
-PARTS = {"single": single, "continued": continued, "edits": edits}
+Part = Callable[[Bench, Sequence[Task], Array], dict]
+PARTS: dict[str, Part] = {"single": single, "continued": continued, "edits": edits}
 
 
 def run(config: Config, workdir: str) -> list[dict]:
@@ -203,11 +218,14 @@ def run(config: Config, workdir: str) -> list[dict]:
     names = [n.strip() for n in config.method.split(",") if n.strip()]
     if unknown := [n for n in names if n not in ARMS]:
         raise ValueError(f"config.method={config.method!r}: {unknown} are not arms of {', '.join(ARMS)}")
+    if not config.rem.reread:
+        raise ValueError(
+            "rem.reread=False: an arm that dreams nothing of a passage would learn nothing of it"
+        )
     root = pathlib.Path(workdir)
     checkpoint.work_dir_config(root, as_json(config), ignore=life.FREE_KEYS)
     material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
     train, given = passages_of(config)
-    results = []
     for seed in range(config.seed, config.seed + config.seeds):
         base = root / f"seed{seed}" if config.seeds > 1 else root
         newborn = life.birth(config, seed, base / "birth", material)
@@ -216,21 +234,38 @@ def run(config: Config, workdir: str) -> list[dict]:
             print(f"{name} · seed {seed}", flush=True)
             world = life.world_of(config, seed, base / name, material, newborn.tok, name)
             world.newborn = newborn.params
-            results.append({"arm": name, "seed": seed} | live(world, ARMS[name], grown, train, given))
+            live(world, ARMS[name], grown, train, given)
             world.writer.close()
-            show(root, results)
-    return results
+            show(root)
+    return collected(root)
 
 
-def show(root: pathlib.Path, results: Sequence[dict]) -> None:
+def collected(root: pathlib.Path) -> list[dict]:
+    """What every arm below this directory came to that has all its parts, by arm and seed."""
+    found = []
+    for arm in ARMS:
+        for folder in sorted([*root.glob(arm), *root.glob(f"seed*/{arm}")]):
+            if all((folder / f"{part}.json").exists() for part in PARTS):
+                rounds = folder / "rounds.json"
+                told = {part: json.loads((folder / f"{part}.json").read_text()) for part in PARTS}
+                told["rounds"] = json.loads(rounds.read_text()) if rounds.exists() else []
+                found.append({"arm": arm, "seed": folder.parent.name} | told)
+    return found
+
+
+def show(root: pathlib.Path) -> None:
     """Writes <root>/incorporation.json and report.html of all that is done so far, and prints the tables."""
-    found = tables.incorporation(results)
+    found = tables.incorporation(collected(root))
     metrics.write_json(root, "incorporation.json", found)
     report.write(root)
     arms = [
-        [row["arm"], str(row["seeds"]), *(row[k].percent() if k in row else "–" for k in tables.COLUMNS)]
+        [
+            row["arm"], str(row["seeds"]),
+            *(row[k].percent() if k in row else "–" for k in tables.COLUMNS),
+            "–" if row["rolled_back"] is None else str(row["rolled_back"]),
+        ]
         for row in found["arms"]
-    ]
+    ]  # fmt: skip
     rounds = [
         [
             row["arm"], str(row["round"]), f"{row['rewarded']} of {row['tried']}",
@@ -238,7 +273,8 @@ def show(root: pathlib.Path, results: Sequence[dict]) -> None:
         ]
         for row in found["rounds"]
     ]  # fmt: skip
-    shown = [terminal.table("Passages, accuracy in %", ["arm", "seeds", *tables.COLUMNS.values()], arms)]
+    heads = ["arm", "seeds", *tables.COLUMNS.values(), "nights\nrolled back"]
+    shown = [terminal.table("Passages, accuracy in %", heads, arms)]
     if rounds:
         heads = ["arm", "round", "rewarded", "% (95 % interval)"]
         shown.append(terminal.table("Rewarded dreams", heads, rounds))
@@ -259,19 +295,26 @@ def passages_of(config: Config) -> tuple[list[Task], list[Task]]:
             raise ValueError(f"passages.{key} asks for {want} passages, but there are {len(have)}: lower it")
     asked = config.stream.probes
     return (
-        [Task(p.title, p.text, p.valid) for p in train[: c.train]],
-        [Task(p.title, p.text, getattr(p, asked)) for p in given[:wanted]],
+        _named([Task(p.title, p.text, p.valid) for p in train[: c.train]]),
+        _named([Task(p.title, p.text, getattr(p, asked)) for p in given[:wanted]]),
     )
 
 
-def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Sequence[Task]) -> dict:
+def _named(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks by names of their own: passages of one article share its title."""
+    shared = Counter(t.name for t in tasks)
+    return [
+        dataclasses.replace(t, name=f"{t.name} · {i + 1}") if shared[t.name] > 1 else t
+        for i, t in enumerate(tasks)
+    ]
+
+
+def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Sequence[Task]) -> None:
     """All parts of one arm."""
     c, config = world.config.passages, world.config.rem
     checkpoint.sweep(world.workdir)
-    if not arm.select:  # as many are tried, and none is dreamt beyond them
-        config = dataclasses.replace(
-            config, per_context=config.top + config.random, top=0, random=config.top + config.random
-        )
+    if not arm.select:  # as many are dreamt and tried, but any of them
+        config = dataclasses.replace(config, top=0, random=config.top + config.random)
     if arm.random_expert is not None:
         config = dataclasses.replace(config, random_expert=arm.random_expert)
     key = rng.stream(world.seed, "incorporation")
@@ -291,24 +334,13 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
         state = phases.phase(world, "000-dreamer", state, taught)
     old = rem.rehearsed(world, grown.params, grown.memory, grown.slots, 0) if arm.keep else []
     bench = Bench(world, arm, config, grown, old, start, state.extra["dreamer"])
-    path = world.workdir / "rounds.json"
-    found = {"rounds": json.loads(path.read_text()) if path.exists() else []}
     for i, (name, part) in enumerate(PARTS.items()):
-        tasks = given[: getattr(c, name)]
-        found[name] = _once(
-            world, name, lambda part=part, tasks=tasks, i=i: part(bench, tasks, rng.fold(key, 3 + i))
-        )
-    return found
 
+        def done(state: State, i: int = i, name: str = name, part: Part = part) -> State:
+            bench.nights.clear()
+            found = part(bench, given[: getattr(c, name)], rng.fold(key, 3 + i))
+            nights = [dataclasses.asdict(n) for n in bench.nights]
+            metrics.write_json(world.workdir, f"{name}.json", found | {"nights": nights})
+            return state  # nothing goes on from a part: the next begins with the same learner
 
-def _once(world: World, name: str, part: Callable[[], dict]) -> dict:
-    """The part's <name>.json, made where it is not there."""
-    path = world.workdir / f"{name}.json"
-    if not path.exists():
-        before = dataclasses.asdict(world.account)
-        with world.writer.timed(name, 0):
-            found = part()
-        spent = {k: v - before[k] for k, v in dataclasses.asdict(world.account).items()}
-        checkpoint.clear_rolling(world.workdir)
-        metrics.write_json(world.workdir, path.name, found | {"spent": spent})
-    return json.loads(path.read_text())
+        phases.phase(world, f"{1 + i:03d}-{name}", state, done)

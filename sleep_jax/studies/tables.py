@@ -58,8 +58,9 @@ def kept(edits: Mapping) -> tuple[float, float]:
 def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
     """The tables of `studies.incorporation`, as rows of named values.
 
-    Accuracies are means over passages and seeds with standard errors; differences to "sleep" are taken
-    passage by passage, seed by seed.
+    Accuracies are means over passages, each the mean over seeds, with standard errors over the passages,
+    which all seeds share; differences to "sleep" are taken passage by passage. What is measured
+    once a seed has its standard error over the seeds.
 
     Args:
       results: of every seed and arm, as `incorporation.run` collects them.
@@ -70,10 +71,10 @@ def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
     for arm, found in of.items():
         row: dict = {"arm": arm, "seeds": len(found)}
         for part in ("single", "continued"):
-            own = np.concatenate([by_passage(r[part]) for r in found])
+            own = np.mean([by_passage(r[part]) for r in found], axis=0)
             row[part] = Estimate.of(own)
             if "sleep" in of and arm != "sleep" and len(of["sleep"]) == len(found):
-                best = np.concatenate([by_passage(r[part]) for r in of["sleep"]])
+                best = np.mean([by_passage(r[part]) for r in of["sleep"]], axis=0)
                 row[f"{part}_behind"] = Estimate.of(best - own)
         row["birth_after_continued"] = Estimate.of([r["continued"]["elsewhere"][0] for r in found])
         row["birth_before"] = Estimate.of([r["edits"]["elsewhere"][0][0] for r in found])
@@ -82,6 +83,8 @@ def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
         row["first_own"], row["first_end"] = Estimate.of(own), Estimate.of(end)
         by_edit = [[float(np.mean(hits[0])) for hits in r["edits"]["hits"]] for r in found]
         row["first_by_edit"] = np.mean(by_edit, axis=0).tolist()
+        nights = [n for r in found for part in ("single", "continued", "edits") for n in r[part]["nights"]]
+        row["rolled_back"] = sum(n["outcome"] != "committed" for n in nights) if nights else None
         tables["arms"].append(row)
         for number, rounds in enumerate(zip(*(r["rounds"] for r in found), strict=True), 1):
             hits, tried = (sum(one[k] for one in rounds) for k in ("rewarded", "tried"))

@@ -127,15 +127,15 @@ def test_the_judge_weighs_yes_against_no_behind_the_question(tok):
     whale, yes, no = (tok.encode(f" {w}") for w in ("whale", "yes", "no"))
     assert len(whale) == 1
 
-    def apply(params, tokens_BT):
-        assert params == "frozen"
+    def apply(params, tokens_BT, *, memory):
+        assert params == "frozen" and memory == "resting"
         read_BT = jnp.cumsum(tokens_BT == whale[0], axis=1)
         sure_BT = jnp.where(tokens_BT == tok.ans, read_BT - 1.5, 99.0)
         logits_BTV = jax.nn.one_hot(yes[0], 300) * sure_BT[..., None]
         return Output(logits_BTV.at[..., no[0]].set(0.0), None, None, None)
 
     stub = types.SimpleNamespace(config=types.SimpleNamespace(max_len=96), apply=apply)
-    judge = imitate.Judge(stub, "frozen", tok)
+    judge = imitate.Judge(stub, "frozen", tok, "resting")
     dreams = [tok.encode(f" {w}") for w in ("whale", "whale", "it", "no")]
     ends = [tok.encode(f" {w}") for w in ("blue whale", "it", "whale", "yes")]
     assert judge(dreams, ends).tolist() == [1, 0, 0, 0]

@@ -1,6 +1,7 @@
 """The study of passages from end to end, at the size of a test; what its tables say, test_tables tells."""
 
 import json
+import shutil
 
 import lives
 import numpy as np
@@ -14,12 +15,12 @@ from sleep_jax.studies import incorporation
 
 SMALL = {
     "study": "incorporation",
-    "method": "base,passage,own,sleep",
+    "method": "base,own,sleep",
     "stream": {"days": 1},
     "model": {"max_len": 96},
     "memory": {"slots": 4},
-    "passages": {"train": 1, "single": 2, "continued": 2, "edits": 2},
-    "rem": {"trials": {"rank": 4, "steps": 30, "at_once": 4}, "recount": 2},
+    "passages": {"train": 1, "single": 1, "continued": 2, "edits": 2},
+    "rem": {"trials": {"rank": 4, "steps": 80, "at_once": 4}, "recount": 2},
 }
 
 
@@ -52,27 +53,36 @@ def test_every_arm_takes_in_passages_and_is_asked_without_them(born, compiled, d
     config = lives.config(birth={"checkpoint": str(born)}, **SMALL)
     with lives.quick(compiled):
         results = incorporation.run(config, str(tmp_path))
-    assert [r["arm"] for r in results] == ["base", "passage", "own", "sleep"]
+    assert [(r["arm"], r["seed"]) for r in results] == [
+        (arm, tmp_path.name) for arm in ("base", "own", "sleep")
+    ]
+    ended = [n["outcome"] for part in incorporation.PARTS for n in results[-1][part]["nights"]]
+    assert ended == ["committed"] * 4
     share = {r["arm"]: np.mean(r["single"]["hits"]) for r in results}
     assert share["base"] < share["own"] == 1, "an instance answers what its dream has told it"
     for r in results:
         read = r["arm"] != "base"
-        assert [len(r[p]["hits"]) for p in ("single", "continued", "edits")] == [2, 2, 1 + 2 * read]
+        assert [len(r[p]["hits"]) for p in ("single", "continued", "edits")] == [1, 2, 1 + 2 * read]
         assert len(r["continued"]["elsewhere"]) == 2 and len(r["edits"]["elsewhere"]) == 1 + 2 * read
         assert r["edits"]["hits"][0] == results[0]["continued"]["hits"], "before any edit all are as base"
     rounds = results[-1]["rounds"]
-    assert [one["rewarded"] for one in rounds] == [2] and not results[2]["rounds"], "sleep learns to dream"
+    assert [one["rewarded"] for one in rounds] == [2] and not results[1]["rounds"], "sleep learns to dream"
     nights = [p.name for p in (tmp_path / "sleep" / "dreams").iterdir()]
-    assert {"round-1.jsonl", "rem-01.jsonl", "rem-02.jsonl"} <= set(nights)
+    told = "round-1", "single-dreams", "single-02", "continued-02", "edits-2-dreams", "edits-03"
+    assert {f"{name}.jsonl" for name in told} <= set(nights)
     assert "Rewarded dreams" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert "Passages" in page and "What was tried" in page
 
     before = {arm: parts(tmp_path, arm) for arm in share}
-    (tmp_path / "sleep" / "continued.json").unlink()
+    lines = (tmp_path / "sleep" / "metrics.jsonl").read_text()
+    for left in ("continued.json", "edits.json", "phases/002-continued", "phases/003-edits"):
+        path = tmp_path / "sleep" / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     with lives.quick(compiled):
         assert incorporation.run(config, str(tmp_path)) == results, "the same, for it was done or done again"
     assert {arm: parts(tmp_path, arm) for arm in share} == before
+    assert (tmp_path / "sleep" / "metrics.jsonl").read_text() == lines
 
 
 def test_what_cannot_be_studied_is_refused_with_its_key(born, tmp_path):

@@ -8,13 +8,14 @@ from sleep_jax.studies.tables import Estimate
 
 
 def part(*hits):
-    return {"hits": [list(h) for h in hits], "elsewhere": [0.5, 0.25]}
+    return {"hits": [list(h) for h in hits], "elsewhere": [0.5, 0.25], "nights": []}
 
 
 def result(arm, seed, hits, first, rounds=()):
     edits = {
         "hits": [[[f], [0.0]] for f in first],
         "elsewhere": [[0.9 - 0.1 * i, 0.0] for i in range(len(first))],
+        "nights": [{"outcome": "committed"}, {"outcome": "rolled back"}] if arm == "sleep" else [],
     }
     return {"arm": arm, "seed": seed, "single": part(*hits), "continued": part(*hits), "edits": edits,
             "rounds": [{"rewarded": r, "tried": t} for r, t in rounds]}  # fmt: skip
