@@ -193,7 +193,8 @@ def imagine(
         elif (dream.task.name, dream.text) in seen:
             dream.reason = "duplicate"
         elif any(len(e.tokens) > longest for e in _lines(who, dream)):
-            dream.reason = f"a line is longer than {longest} tokens"
+            key = "row_length" if longest == who.row_length else "model.max_len - answer_tokens"
+            dream.reason = f"a line is longer than {key}={longest}"
         seen.add((dream.task.name, dream.text))
     return made
 

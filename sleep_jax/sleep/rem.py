@@ -136,7 +136,11 @@ def remember(
     selves supervise `old`, their own dreams. The same transaction as in stage 1.
     """
     who = sleeper(world, params, memory)
-    adapters = dream.instances(who, start, learnt, config)
+    try:
+        adapters = dream.instances(who, start, learnt, config)
+    except FloatingPointError as error:
+        ended = metrics.Night(cycle, learnt[-1][0].name, "rolled back", str(error), rem=True)
+        return Outcome(params, memory, slots, ended)
     more = []
     if config.recount and any(ds for _, ds in learnt):
         recounted = dataclasses.replace(config, per_context=config.recount, top=config.recount, random=0)
@@ -276,9 +280,6 @@ def run(
     if reason:
         return rolled_back(reason)
     old = rehearsed(world, params, memory, slots, cycle)
-    try:
-        return remember(
-            world, name, cycle, params, memory, slots, start, dreamer, learnt, old, config, rng.fold(key, 2)
-        )
-    except FloatingPointError as error:
-        return rolled_back(str(error))
+    return remember(
+        world, name, cycle, params, memory, slots, start, dreamer, learnt, old, config, rng.fold(key, 2)
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from equality import bit_equal
 
+from sleep_jax import metrics
 from sleep_jax.data import dreams as text
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -112,7 +113,7 @@ def remembered(tiny, grown, monkeypatch):
     config = types.SimpleNamespace(row_length=24, answer_tokens=8)
     world = types.SimpleNamespace(model=model, tok=tok, config=config)
 
-    def run(learnt, config=CONFIG, more=()):
+    def run(learnt, config=CONFIG, more=(), broken=""):
         asked, settled = [], []
 
         def answers(model, tok, params, memory, adapters, questions, config, *, max_new):
@@ -123,6 +124,8 @@ def remembered(tiny, grown, monkeypatch):
 
         def instances(who, begun, tasks, config):
             assert begun is start and tasks == learnt
+            if broken:
+                raise FloatingPointError(broken)
             return {k: np.stack([x + i for i in range(len(tasks))]) for k, x in start.items()}
 
         def imagine(who, dreamer, tasks, config, key):
@@ -134,7 +137,10 @@ def remembered(tiny, grown, monkeypatch):
         monkeypatch.setattr(trials, "answers", answers)
         monkeypatch.setattr(night, "settle", lambda *args: settled.append(args) or "morning")
         args = world, "004-rem", 4, params, memory, ["slots"], start, "dreamer", learnt, "old", config, KEY
-        assert rem.remember(*args) == "morning"
+        morning = rem.remember(*args)
+        if broken:
+            return morning
+        assert morning == "morning"
         return settled[0], asked, start
 
     return run
@@ -168,6 +174,12 @@ def test_what_is_kept_is_the_context_the_free_lines_and_answers_of_the_instances
         np.testing.assert_array_equal(self_.active, np.asarray(memory.active_LE))
         assert {d.teacher for d in dreams} == {self_.name}
     assert (slot.nights, slot.experiences, slot.documents, slot.rem) == ((4,), ("one", "two"), 5, True)
+
+
+def test_a_night_whose_adapters_fail_is_rolled_back(remembered):
+    ended = remembered([(TASKS[0], [])], broken="an adapter is not finite")
+    assert ended.night == metrics.Night(4, "one", "rolled back", "an adapter is not finite", rem=True)
+    assert ended.slots == ["slots"] and not ended.new_dreams
 
 
 def test_a_passage_that_nothing_was_dreamt_of_is_kept_as_it_was_read(remembered):
