@@ -4,8 +4,8 @@ The utterance is read and the intent is written as text, without a task id. Data
 `{data_dir}/clinc150/data_full.json` and `domains.json` as published (clinc/oos-eval).
 
 Claim: Sleep takes on a domain a night and keeps most of the earlier; sequential fine-tuning keeps the last.
-Cost: 2 M parameters; birth 14 minutes and a Sleep life 32 to 40 on one of two busy CPU cores, 20 on both
-as two devices.
+Cost: 2 M parameters; birth 14 minutes and a Sleep life 32 to 40 on one of two busy CPU cores, 7 and 20 on
+both as two devices.
 Command: python -m launch.main --config=configs/clinc150.py --workdir=runs/clinc150
 On two cores: XLA_FLAGS=--xla_force_host_platform_device_count=2 before it splits every batch over them.
 Dreams only, in another --workdir: --config.sleep.day_at_hand=False and, to share the birth,
