@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from launch import bench_dream
+from sleep_jax import settings
+
 ROOT = pathlib.Path(__file__).parents[1]
 SIZES = {
     "vocab_size": 64,
@@ -122,3 +125,20 @@ def test_the_seeding_ratio_is_per_token_and_shares_a_round_of_practice(bench):
     assert report["seeding"] == pytest.approx(wanted)
     assert f"a seeding step costs {wanted['total']:.2f} SFT steps" in printed
     assert all(f["name"] in printed for f in report["steps"])
+
+
+def test_trials_at_once_have_one_backbone_between_them(monkeypatch):
+    monkeypatch.setattr(bench_dream, "COUNTS", (1, 4))
+    monkeypatch.setattr(bench_dream.importlib.util, "find_spec", lambda name: None)
+    config = settings.load({
+        "vocab_size": 64, "row_length": 2,
+        "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head_size": 8, "ff": 16384},
+        "memory": {"periods": (64,)}, "rem": {"trials": {"rank": 1, "steps": 2}},
+    })  # fmt: skip
+    found = bench_dream.measure(config, seconds=0)
+    total = {count: sum(size.values()) for count, size in found["bytes"].items()}
+    assert total[1] > found["backbone_bytes"] > 10 * found["adapter_bytes"]
+    # Each trial more has its adapter, gradient and moments, and activations of 2 tokens.
+    assert (total[4] - total[1]) / 3 < found["backbone_bytes"]
+    assert set(found["seconds_per_trial"]) == {*(f"{n} at once" for n in (1, 4)), "one after the other"}
+    assert found["times_peft"] is None and found["times_loop"] > 0
