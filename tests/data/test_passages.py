@@ -47,7 +47,8 @@ def test_the_first_200_are_the_papers():
     [
         ("{", "malformed JSON"),
         ({"data": []}, "expected an array at the top, found dict"),
-        ([entry(0), {"title": "x", "context": " ", "questions": []}], r"\[1\] must hold title, context"),
+        ([entry(0), {"title": "x", "context": " ", "questions": []}], r"\[1\] must hold a title, a context"),
+        ([{**entry(0), "questions": []}], r"\[0\] must hold a title, a context and questions, none of them"),
         ([{**entry(0), "questions": [{"question": "what?", "answer": ""}]}], r"\[0\], question 0 must hold"),
         ([{**entry(0), "questions": [{"question": "what?"}]}], r"\[0\], question 0 must hold"),
     ],
