@@ -58,7 +58,9 @@ def _passage(entry: object, place: str) -> Passage:
         case {"title": str(title), "context": str(text), "questions": [_, *_] as questions} if text.strip():
             asked = tuple(_question(q, f"{place}, question {i}") for i, q in enumerate(questions))
             return Passage(title, text.strip(), asked, asked)
-    raise ValueError(f"{place} must hold a title, a context and questions, none of them empty; found {entry!r:.80}")
+    raise ValueError(
+        f"{place} must hold a title, a context and questions, none of them empty; found {entry!r:.80}"
+    )
 
 
 def _question(entry: object, place: str) -> Example:
