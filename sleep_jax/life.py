@@ -150,7 +150,7 @@ def _fits(world: World) -> None:
     world.partitioner.check_rows(c.rows() | chunk)
     if "judge" in (c.sleep.imitate.semantic, c.rem.grader):
         imitate.yes_and_no(tok)
-    finetune.documents(world, world.stream.skills)
+    encoding.encode(tok, world.stream.skills, c.row_length)
     for experience in (world.stream.birth, *world.stream.days):
         finetune.documents(world, experience.train)
         _can_be_asked(world, experience.name, experience.test, "answer_tokens", c.answer_tokens)

@@ -74,7 +74,7 @@ def tried(runs: Sequence[Run], labels: Labels) -> Html:
         reasons = list(dict.fromkeys(str(d.get("reason")) for d in total if d.get("reason")))
         rows, parts = [], []
         for name, dreams in rounds.items():
-            after = [d for d in dreams if not d.get("reason")]
+            after = [d for d in dreams if number(d.get("reward")) is not None]
             hits = sum(number(d.get("reward")) == 1 for d in after)
             low, high = tables.wilson(hits, len(after))
             share = f"{percent(hits / len(after))} ({percent(low)} to {percent(high)})" if after else "–"
@@ -116,7 +116,7 @@ def _trial(dream: Mapping[str, Any]) -> list[Any]:
     shares = [percent(number(dream.get(k))) for k in ("before", "after")]
     difference, error = (number(dream.get(k)) for k in ("difference", "error"))
     paired = "–" if difference is None else f"{100 * difference:+.0f}".replace("-", "−")
-    reward = "rewarded" if number(dream.get("reward")) == 1 else "not rewarded"
+    reward = {None: "learnt from, not tried", 1: "rewarded"}.get(number(dream.get("reward")), "not rewarded")
     return [
         dream.get("task", "?"), _clip(dream.get("text", "")),
         *("–" if v is None else f"{v:.3g}".replace("-", "−") for v in (norm, align)), *shares,

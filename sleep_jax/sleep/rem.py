@@ -1,6 +1,7 @@
 """Stage 2 of a night, or alone: rounds of learning to dream, and keeping what dreams have taught."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,8 +70,8 @@ def learn_to_dream(
 
 
 def told_of(dreamt: Dreamt) -> metrics.Trial:
-    """A dream with all that happened to it, for dreams/."""
-    tried = not dreamt.reason
+    """A dream with all that happened to it, for dreams/; what was learnt from untried has no reward."""
+    tried = not dreamt.reason and math.isfinite(dreamt.difference)
     return metrics.Trial(
         task=dreamt.task.name,
         role=dreamt.role,
