@@ -11,7 +11,6 @@ import jax
 import jax.flatten_util
 import numpy as np
 
-from sleep_jax import partition
 from sleep_jax.sleep import trials
 from sleep_jax.sleep.trials import TrialConfig
 from sleep_jax.types import Batch, Memory, Model, Tree
@@ -61,16 +60,8 @@ def importance(
       rows: of `trials.lessons`, [I, M, T].
       validation: rows [V, M', T] of what dreams should help with.
     """
-    run = _compiled(model, config.scale)
-
-    def gradients(rows: Batch) -> np.ndarray:
-        count, parts = len(rows.tokens_BT), []
-        for first in range(0, count, config.at_once):
-            index = np.arange(first, first + config.at_once)
-            chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], rows)
-            parts.append(partition.fetch(run(start, (params, memory), partition.put_rows(chosen, params))))
-        return np.concatenate(parts)[:count]
-
+    run, frozen = _compiled(model, config.scale), (params, memory)
+    gradients = functools.partial(trials.in_turns, run, start, frozen, at_once=config.at_once)
     g_IP = gradients(rows)
     return Importance(
         norm_I=np.linalg.norm(g_IP, axis=1),

@@ -7,7 +7,7 @@ LoRA. Here the instances are one mapped axis over a backbone that is there once:
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,16 @@ def compiled(model: Model, config: TrialConfig):
     return jax.jit(jax.vmap(trial, in_axes=(None, None, 0)))
 
 
+def in_turns(run: Callable[..., Tree], start: Tree, frozen: tuple, rows: Batch, at_once: int) -> Tree:
+    """`run(start, frozen, rows)` of rows [I, M, T], `at_once` of I at a time: one shape is compiled."""
+    count, parts = len(rows.tokens_BT), []
+    for first in range(0, count, at_once):
+        index = np.arange(first, first + at_once)
+        chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], rows)
+        parts.append(partition.fetch(run(start, frozen, partition.put_rows(chosen, frozen[0]))))
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+
+
 def train(
     model: Model, config: TrialConfig, params: Tree, memory: Memory | None, start: Tree, rows: Batch
 ) -> tuple[Tree, np.ndarray]:
@@ -131,14 +141,8 @@ def train(
     Raises:
       FloatingPointError: an adapter is not finite, or its B never left zero.
     """
-    run = compiled(model, config)
-    count = len(rows.tokens_BT)
-    parts = []
-    for first in range(0, count, config.at_once):
-        index = np.arange(first, first + config.at_once)
-        chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], rows)
-        parts.append(partition.fetch(run(start, (params, memory), partition.put_rows(chosen, params))))
-    adapters, nll_IS = jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+    frozen = params, memory
+    adapters, nll_IS = in_turns(compiled(model, config), start, frozen, rows, config.at_once)
     _check(adapters, start)
     return adapters, nll_IS
 
