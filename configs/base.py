@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.study = "life"  # "life", or "incorporation" (configs/knowledge_incorporation.py)
+    c.study = "life"  # "life", "incorporation" (knowledge_incorporation.py) or "few_shot" (few_shot_arc.py)
     c.method = "sleep"  # one method of sleep_jax/methods, or several separated by commas, the main one first
     c.seed = 0  # of everything random
     c.seeds = 1  # number of lives, with seeds seed, seed + 1, ...
@@ -26,16 +26,19 @@ def get_config() -> ConfigDict:
     c.log_every = 10  # steps between lines of metrics
 
     c.stream = s = ConfigDict()
-    s.source = "biographies"  # biographies, clinc150, documents or tfds
+    s.source = "biographies"  # biographies, puzzles, clinc150, documents or tfds
     s.path = ""  # documents: folder of .txt and .md files
-    s.seed = 0  # biographies: who lives where
+    s.seed = 0  # biographies: who lives where; puzzles: which
     s.birth_fraction = 0.5  # share of domains, folders or classes that is known at birth
     s.days = 0  # days lived; 0 is all that there are (biographies: 3)
     s.probes = "test"  # split that a life is measured on; "valid" while settings are chosen
     s.people_at_birth = 24  # biographies
     s.people_per_day = 8  # biographies
     s.attributes = 4  # biographies: facts per person
-    s.strangers = 0  # biographies: people in whom dreaming is shown at birth
+    s.strangers = 0  # biographies, puzzles: how many more at birth in whom dreaming is shown
+    s.puzzles = 0  # puzzles: solved at birth
+    s.families = ("recolour", "keep", "frame", "shift")  # puzzles: of rules known at birth
+    s.sides = (3, 6)  # puzzles: least and most rows, and columns, of a grid
     s.tfds_name = ""  # tfds: data set
     s.tfds_text = "text"  # tfds: feature that is read
     s.tfds_label = "label"  # tfds: feature that is answered
@@ -80,6 +83,7 @@ def get_config() -> ConfigDict:
     b.epochs = 10  # passes over the birth documents
     b.batch_rows = 16  # rows per step
     b.blanks = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
+    b.prompt_weight = 1.0  # weight of predicting a prompt's tokens
     b.optim = _optim(lr=2e-3, weight_decay=0.1)
 
     c.wake = w = ConfigDict()
@@ -142,7 +146,8 @@ def get_config() -> ConfigDict:
     g.lines = 4  # dreams that are a task's context
     g.questions = 8  # dreams that measure what was learnt of it
     g.rounds = 2  # of ReST-EM: dream, try, learn from what helped
-    g.roles = ("free",)  # what is asked for, in equal shares: "implications", "rewrite", "questions", "free"
+    g.roles = ("free",)  # what is asked for, in equal shares: "implications", "rewrite", "questions", "free",
+    # or of puzzles "regimen"
     g.per_context = 5  # dreams of a context
     g.temperature = 1.0  # of the logits that dreams are sampled from
     g.max_new = 96  # tokens of a dream
@@ -159,7 +164,8 @@ def get_config() -> ConfigDict:
     g.trials = t = ConfigDict()  # an adapter for each dream
     t.rank = 16  # R, columns of A and rows of B
     t.alpha = 32.0  # its product is scaled by alpha / rank
-    t.steps = 20  # updates, each on all that the dream has
+    t.steps = 20  # most updates
+    t.batch_rows = 0  # rows of an update, taken in turns; 0 is all that the dream has
     t.at_once = 16  # trials that are trained together
     t.optim = _optim(lr=1e-2)
     t.optim.warmup = 0.0  # a trial is too short for any
@@ -176,6 +182,17 @@ def get_config() -> ConfigDict:
     q.single = 24  # passages that are incorporated each on its own
     q.continued = 50  # passages that are incorporated together
     q.edits = 8  # passages that are incorporated one after the other
+
+    c.puzzles = z = ConfigDict()  # study "few_shot"
+    z.source = "generated"  # "generated", or "arc" from {data_dir}/arc_agi1/
+    z.families = ("turn", "recolour", "fall", "frame", "mirror", "keep", "shift")  # generated: of rules
+    z.steps = 2  # generated: rules of a puzzle, one after the other
+    z.train = 11  # puzzles that dreaming is learnt on
+    z.given = 8  # held-out puzzles
+    z.tries = 5  # regimens that are tried on each of these
+    z.copies = 32  # changed copies of its demonstrations that a trial learns from
+    z.votes = 4  # augmentations of a question whose answers are voted on
+    z.regimen = "change by both, leave out 1, rate 0.3, steps 0.5, learn all"  # of the arm "ttt"
 
     c.baseline = a = ConfigDict()
     a.gradient_tokens = 0  # per cycle; 0 is what a day and a night of Sleep may spend

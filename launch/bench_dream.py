@@ -26,6 +26,7 @@ from sleep_jax.model.build import build
 from sleep_jax.partition import Partitioner
 from sleep_jax.settings import Config
 from sleep_jax.sleep import trials
+from sleep_jax.sleep.trials import Lesson
 from sleep_jax.types import Batch
 
 COUNTS = (1, 4, 16, 64)
@@ -49,12 +50,14 @@ def measure(config: Config, *, seconds: float) -> dict[str, Any]:
     ones = np.ones((most, 1, length), np.int32)
     where = np.broadcast_to(np.arange(length, dtype=np.int32), ones.shape)
     rows = Batch(tokens[..., :-1], tokens[..., 1:], ones.astype(np.float32), ones, where)
+    alike = np.ones(most, np.float32)
+    lesson = Lesson(rows, alike, alike)
 
     ways: dict[str, tuple[int, Callable[[], Any]]] = {}
     sizes = {}
     run = trials.compiled(model, config.rem.trials)
     for count in COUNTS:
-        chosen = jax.tree.map(lambda x, count=count: x[:count], rows)
+        chosen = jax.tree.map(lambda x, count=count: x[:count], lesson)
         frozen = (params if count == 1 else everywhere), None
         chosen = partition.put_rows(chosen, frozen[0])
         compiled = run.lower(start, frozen, chosen).compile()
@@ -65,10 +68,10 @@ def measure(config: Config, *, seconds: float) -> dict[str, Any]:
         if count == 1:
             one = compiled
 
-    single = [jax.tree.map(lambda x, i=i: x[i : i + 1], rows) for i in range(LOOPED)]
+    single = [jax.tree.map(lambda x, i=i: x[i : i + 1], lesson) for i in range(LOOPED)]
 
     def looped():
-        return [one(start, (params, None), row) for row in single][-1]
+        return [one(start, (params, None), own) for own in single][-1]
 
     ways["one after the other"] = LOOPED, looped
     if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers"):

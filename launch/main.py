@@ -23,7 +23,7 @@ def main(argv):
     import jax
 
     from sleep_jax import checkpoint, life, settings
-    from sleep_jax.studies import incorporation
+    from sleep_jax.studies import few_shot, incorporation
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
     print(
@@ -33,7 +33,7 @@ def main(argv):
     )
     try:
         config = settings.load(CONFIG.value.to_dict())
-        study = {"life": life.run, "incorporation": incorporation.run}[config.study]
+        study = {"life": life.run, "incorporation": incorporation.run, "few_shot": few_shot.run}[config.study]
         study(config, WORKDIR.value or f"runs/{options.name(CONFIG)}")
     except (ValueError, OSError, ImportError, FloatingPointError, checkpoint.CheckpointError) as error:
         if os.environ.get("SLEEP_JAX_TRACEBACK"):

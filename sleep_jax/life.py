@@ -124,7 +124,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         return Newborn(world.tok, phases.load(world, BIRTH, State(params, None)).params)
 
     def train(state: State) -> State:
-        rows = finetune.pack(world, material.birth.train, material.skills)
+        rows = finetune.pack(world, material.birth.train, material.skills, config.birth.prompt_weight)
         finetune.read(world, material.birth)
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
         batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)

@@ -313,9 +313,9 @@ def _config(runs: Sequence[Run], root: pathlib.Path, problems: list[str]) -> Htm
     return el("details", summary, table("tw", ["key", "value"], rows))
 
 
-def _study(root: pathlib.Path, problems: list[str]) -> Mapping[str, Any]:
+def _study(root: pathlib.Path, name: str, problems: list[str]) -> Mapping[str, Any]:
     """What a study came to, where this is the directory of one."""
-    path = root / "incorporation.json"
+    path = root / f"{name}.json"
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -365,7 +365,10 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     counts = {"run": len(runs), "method": len(by_method(runs)), "seed": seeds}
     lives = " · ".join(counted(count, noun) for noun, count in counts.items())
     problems += [problem for run in found for problem in run.problems]
-    sections = [("study", "Passages", report_dreams.passages(_study(root, problems)))]
+    sections = [
+        ("passages", "Passages", report_dreams.passages(_study(root, "incorporation", problems))),
+        ("puzzles", "Puzzles", report_dreams.puzzles(_study(root, "few_shot", problems))),
+    ]
     for anchor, heading, section in SECTIONS:
         about = found if anchor in OF_ALL else runs
         sections.append((anchor, heading, section(about, labels) if about else ""))

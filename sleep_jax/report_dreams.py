@@ -130,20 +130,10 @@ def passages(found: Mapping[str, Any]) -> Html:
     arms = dicts(found.get("arms"))
     if not arms:
         return ""
-
-    def cell(row: Mapping[str, Any], key: str) -> str:
-        mean, error = (number(mapping(row.get(key)).get(k)) for k in ("mean", "error"))
-        return "–" if mean is None else tables.Estimate(mean, error, 0).percent().replace("-", "−")
-
-    heads = [
-        "arm",
-        "seeds",
-        *(" ".join(head.split()) for head in tables.COLUMNS.values()),
-        "nights rolled back",
-    ]
+    heads = ["arm", "seeds", *_heads(tables.COLUMNS), "nights rolled back"]
     rows = [
         [
-            row.get("arm", "?"), row.get("seeds", "?"), *(cell(row, k) for k in tables.COLUMNS),
+            row.get("arm", "?"), row.get("seeds", "?"), *_cells(row, tables.COLUMNS),
             "–" if row.get("rolled_back") is None else row["rolled_back"],
         ]
         for row in arms
@@ -166,3 +156,41 @@ def passages(found: Mapping[str, Any]) -> Html:
         table("t" + "n" * (len(heads) - 1), heads, rows), *([key] if lines else []),
         el("div", *chart, class_="grid"),
     ])  # fmt: skip
+
+
+def puzzles(found: Mapping[str, Any]) -> Html:
+    """The tables of `studies.few_shot`; '' where there are none."""
+    arms = dicts(found.get("arms"))
+    if not arms:
+        return ""
+    heads = ["arm", "seeds", "solved", "% (95 % interval)", *_heads(tables.FEW_SHOT)]
+    rows = [
+        [
+            row.get("arm", "?"), row.get("seeds", "?"),
+            f"{row.get('solved', '?')} of {row.get('tried', '?')}",
+            f"{percent(number(row.get('share')))} ({percent(number(row.get('low')))} to "
+            f"{percent(number(row.get('high')))})",
+            *_cells(row, tables.FEW_SHOT),
+        ]
+        for row in arms
+    ]  # fmt: skip
+    return join([
+        el("p", "Trials that solved a held-out puzzle. The interval is over trials; those of one puzzle are "
+           "alike, so mean and standard error over puzzles stand beside it. “Ahead by” is paired, puzzle by "
+           "puzzle. Birth: what was solved in context of the puzzles that birth was like."),
+        table("t" + "n" * (len(heads) - 1), heads, rows),
+    ])  # fmt: skip
+
+
+def _heads(columns: Mapping[str, str]) -> list[str]:
+    return [" ".join(head.split()) for head in columns.values()]
+
+
+def _cells(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    """Means with their standard errors in %."""
+
+    def cell(key: str) -> str:
+        mean, error = (number(mapping(row.get(key)).get(k)) for k in ("mean", "error"))
+        return "–" if mean is None else tables.Estimate(mean, error, 0).percent().replace("-", "−")
+
+    return [cell(key) for key in columns]

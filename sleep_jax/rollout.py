@@ -20,11 +20,11 @@ READ = 4  # times as long as what is sampled: longer prompts are read in one go 
 
 @functools.lru_cache(maxsize=64)
 def compiled(sampler: Callable[..., Rollout], sampling: Sampling):
-    """`run(params, memory, adapter, *rows)` of a model's `decode` or `drain`."""
+    """`run(params, memory, adapter, grammar_ZV, *rows)` of a model's `decode` or `drain`."""
 
     @jax.jit
-    def run(params, memory, adapter, *rows):
-        return sampler(params, *rows, sampling, memory=memory, adapter=adapter)
+    def run(params, memory, adapter, grammar_ZV, *rows):
+        return sampler(params, *rows, sampling, memory=memory, adapter=adapter, grammar_ZV=grammar_ZV)
 
     return run
 
@@ -39,6 +39,7 @@ def generate(
     *,
     batch_size: int,
     adapter: Tree | None = None,
+    grammar_ZV: np.ndarray | None = None,
 ) -> Rollout:
     """Continues n prompts: in batches, or as a queue for `batch_size` seats.
 
@@ -53,6 +54,7 @@ def generate(
       batch_size: rows computed at once; a batch of fewer is padded with copies of the first, in a queue of
         fewer some seats stay empty.
       adapter: one of `lora`, scaled, for all rows.
+      grammar_ZV: the texts that may be sampled, as in `decode.decode`; None for any.
 
     Returns:
       Rollout of numpy arrays with n rows.
@@ -83,9 +85,9 @@ def generate(
         told = tokens[index], lengths[index], keys[index]
         if queued:
             seats = partition.put_rows(np.arange(batch_size, dtype=np.int32), params)
-            out = run(params, memory, adapter, *told, min(n - start, rows), seats)
+            out = run(params, memory, adapter, grammar_ZV, *told, min(n - start, rows), seats)
         else:
-            out = run(params, memory, adapter, *partition.put_rows(told[:2], params), told[2])
+            out = run(params, memory, adapter, grammar_ZV, *partition.put_rows(told[:2], params), told[2])
         # Fetched before the next is begun: CPU devices that wait for each other must not hold two at once.
         parts.append(partition.fetch(out))
     return jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *parts)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sleep_jax.bounds import at_least
+from sleep_jax.data import puzzles, regimens
 from sleep_jax.data.stream import StreamConfig
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
@@ -28,10 +29,11 @@ class BirthConfig:
     epochs: int = 10  # passes over the birth documents, each in both directions
     batch_rows: int = 16  # rows per step
     blanks: float = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
+    prompt_weight: float = 1.0  # weight of predicting a prompt's tokens
     optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.1)
 
     def __post_init__(self):
-        at_least(self, "birth.", epochs=1, batch_rows=1)
+        at_least(self, "birth.", epochs=1, batch_rows=1, prompt_weight=0)
         if not 0 <= self.blanks < 1:
             raise ValueError(f"birth.blanks={self.blanks} is not in [0, 1)")
 
@@ -128,6 +130,31 @@ class PassagesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PuzzlesConfig:
+    """The study of few-shot puzzles: a puzzle's demonstrations are studied, then its question is asked.
+
+    Raises:
+      ValueError: a value outside its range, or a regimen that is none.
+    """
+
+    source: Literal["generated", "arc"] = "generated"  # "arc" reads {data_dir}/arc_agi1/
+    families: tuple[str, ...] = tuple(puzzles.FAMILIES)  # generated: of the rules of a puzzle
+    steps: int = 2  # generated: rules of a puzzle, one after the other
+    train: int = 11  # puzzles that dreaming is learnt on
+    given: int = 8  # held-out puzzles
+    tries: int = 5  # regimens that are tried on each of these
+    copies: int = 32  # changed copies of its demonstrations that a trial learns from
+    votes: int = 4  # augmentations of a question whose answers are voted on
+    regimen: str = regimens.write(regimens.Regimen())  # that every trial of the arm "ttt" follows
+
+    def __post_init__(self):
+        at_least(self, "puzzles.", steps=1, train=1, given=1, tries=1, copies=1, votes=1)
+        if regimens.read(self.regimen) is None:
+            near = difflib.get_close_matches(self.regimen, regimens.TEXTS, n=1, cutoff=0)
+            raise ValueError(f"puzzles.regimen={self.regimen!r} is no regimen, such as {near[0]!r}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that one command needs.
 
@@ -135,7 +162,7 @@ class Config:
       ValueError: a value outside its range, or two settings that disagree.
     """
 
-    study: Literal["life", "incorporation"] = "life"  # what is done with the configuration
+    study: Literal["life", "incorporation", "few_shot"] = "life"  # what is done with the configuration
     method: str = "sleep"  # one method, or several separated by commas; the first is the main one
     seed: int = 0
     seeds: int = 1  # lives with seeds seed, seed + 1, ...
@@ -158,6 +185,7 @@ class Config:
     baseline: BaselineConfig = BaselineConfig()
     rem: DreamConfig = DreamConfig()
     passages: PassagesConfig = PassagesConfig()
+    puzzles: PuzzlesConfig = PuzzlesConfig()
 
     def __post_init__(self):
         if not self.method.strip(", "):

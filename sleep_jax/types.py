@@ -7,7 +7,7 @@ Dimension key, used as a suffix of array names of rank two and more (``logits_BT
     H query heads      J key/value heads       K head size
     N layers           L memory levels         E expert slots per level
     R low rank         G samples per prompt    M micro-batches      C experiences
-    Q queue of prompts
+    Q queue of prompts Z states of a grammar
 """
 
 import dataclasses

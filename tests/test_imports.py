@@ -23,6 +23,7 @@ LAYERS = (
     ("wake", "sleep.selves", "sleep.recall", "sleep.consolidate", "sleep.imitate", "sleep.trials"),
     ("sleep.importance", "sleep.graders"),
     ("sleep.dream",),
+    ("sleep.puzzling",),
     ("settings",),  # the configurations of everything above, gathered
     ("fit",),
     ("phases", "sleep.seeding"),

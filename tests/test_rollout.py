@@ -124,10 +124,10 @@ def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, mon
 
     monkeypatch.setattr(rollout, "compiled", spied)
     rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=16)
-    ((run, (params, memory, adapter, *told)),) = given
+    ((run, (params, memory, adapter, grammar_ZV, *told)),) = given
 
     def flops(told):
-        cost = run.lower(params, memory, adapter, *told).compile().cost_analysis()
+        cost = run.lower(params, memory, adapter, grammar_ZV, *told).compile().cost_analysis()
         return (cost[0] if isinstance(cost, list) else cost)["flops"]
 
     assert rows == 16 or told[3] == rows, "of 32 places in the queue"
@@ -186,7 +186,7 @@ def tok():
 
 @pytest.fixture(scope="module")
 def parrot(tok):
-    def decode(params, prompts_BT, lengths_B, keys_B, sampling, *, memory, adapter):
+    def decode(params, prompts_BT, lengths_B, keys_B, sampling, *, memory, adapter, grammar_ZV):
         assert sampling.temperature == 0
         said_BT = jnp.stack([prompts_BT[:, 1], jnp.full(len(prompts_BT), tok.eos)], axis=1)
         tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, sampling.max_new)))

@@ -52,17 +52,21 @@ class StreamConfig:
       ValueError: when a number is outside its range; the message names the key.
     """
 
-    source: str = "biographies"  # biographies, clinc150, documents or tfds
+    source: str = "biographies"  # biographies, puzzles, clinc150, documents or tfds
     data_dir: str = ""  # folder of data sets; clinc150 reads {data_dir}/clinc150/, tfds its prepared data
     path: str = ""  # documents: the folder of .txt and .md files
-    seed: int = 0  # biographies: who lives where; the other sources are as their files are
+    seed: int = 0  # biographies: who lives where; puzzles: which; the other sources are as their files are
     birth_fraction: float = 0.5  # share of domains, folders or classes known at birth (biographies: unused)
     days: int = 0  # number of days; 0 = all that there are (biographies have no end: 3)
     probes: str = "test"  # split that a life is measured on; "valid" while settings are chosen
     people_at_birth: int = 24  # biographies: people known at birth
     people_per_day: int = 8  # biographies: new people per day
     attributes: int = 4  # biographies: facts per person, the first so many of biographies.ATTRIBUTES
-    strangers: int = 0  # biographies: people at birth in whom dreaming is shown, and who never come again
+    strangers: int = 0  # biographies, puzzles: how many more at birth in whom dreaming is shown
+    puzzles: int = 0  # puzzles: solved at birth
+    # puzzles: families of rules known at birth, see data/puzzles.py, and least and most rows of a grid
+    families: tuple[str, ...] = ("recolour", "keep", "frame", "shift")
+    sides: tuple[int, int] = (3, 6)
     tfds_name: str = ""  # tfds: name of the data set, as in 'ag_news_subset' or 'name/config:1.0.0'
     tfds_text: str = "text"  # tfds: feature that is read
     tfds_label: str = "label"  # tfds: feature of type ClassLabel whose names are the answers
@@ -71,8 +75,9 @@ class StreamConfig:
 
     def __post_init__(self):
         at_least(
-            self, "stream.", seed=0, days=0, people_at_birth=1, people_per_day=1, attributes=1, strangers=0
-        )
+            self, "stream.", seed=0, days=0, people_at_birth=1, people_per_day=1, attributes=1, strangers=0,
+            puzzles=0,
+        )  # fmt: skip
         if not 0 <= self.birth_fraction <= 1:
             raise ValueError(f"stream.birth_fraction={self.birth_fraction} must lie between 0 and 1")
         if self.probes not in ("test", "valid"):
@@ -90,17 +95,18 @@ def load(config: StreamConfig) -> Stream:
       config: source and its settings.
 
     Returns:
-      Birth and at least one day, each with train, valid and test examples; with `probes` "valid" the
-      validation examples stand in the place of the test examples, which are left out.
+      Birth and, but for puzzles, at least one day, each with train, valid and test examples; with `probes`
+      "valid" the validation examples stand in the place of the test examples, which are left out.
 
     Raises:
       ValueError: on an unknown source (naming the nearest), and whatever the source raises about its data.
     """
     # The sources import the containers above, so they can only be imported once this module exists.
-    from sleep_jax.data import biographies, clinc, documents, tfds
+    from sleep_jax.data import biographies, clinc, documents, puzzles, tfds
 
     sources = {
         "biographies": biographies.load,
+        "puzzles": puzzles.load,
         "clinc150": clinc.load,
         "documents": documents.load,
         "tfds": tfds.load,

@@ -57,10 +57,12 @@ def mixed(new: Batch, old: Batch, share: float, seed: int) -> Batch:
     return jax.tree.map(lambda a, b: np.concatenate([a, b[pick]]), new, old)
 
 
-def pack(world: World, examples: Sequence[Example], skills: Sequence[Example] = ()) -> Batch:
+def pack(
+    world: World, examples: Sequence[Example], skills: Sequence[Example] = (), weight_prompt: float = 1.0
+) -> Batch:
     """Packed rows of the examples, in both directions, and of skills as they are asked for."""
-    shown = encoding.encode(world.tok, skills, world.config.row_length)
-    return packing.pack([*documents(world, examples), *shown], world.config.row_length)[0]
+    encoded = [*documents(world, examples), *encoding.encode(world.tok, skills, world.config.row_length)]
+    return packing.pack(encoded, world.config.row_length, weight_prompt=weight_prompt)[0]
 
 
 def read(world: World, experience: Experience) -> None:

@@ -105,6 +105,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         *,
         memory: Memory | None = None,
         adapter: Tree | None = None,
+        grammar_ZV: Array | None = None,
     ) -> Rollout:
         """Samples continuations; arguments and returns as in `decode.decode`, the rest as in `apply`.
 
@@ -123,7 +124,8 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
                 kv = [tuple(x[n] for x in kv) for n in range(config.layers)]
             return unembed(params, hidden_BTD)[:, 0], kv
 
-        return decode_lib.decode(step, prompts_BT, lengths_B, keys_B, sampling, eos=eos)
+        rows = prompts_BT, lengths_B, keys_B
+        return decode_lib.decode(step, *rows, sampling, eos=eos, grammar_ZV=grammar_ZV)
 
     def drain(
         params: Tree,
@@ -136,6 +138,7 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         *,
         memory: Memory | None = None,
         adapter: Tree | None = None,
+        grammar_ZV: Array | None = None,
     ) -> Rollout:
         """Samples continuations of a queue; arguments and returns as in `decode.drain`, memory as in `apply`
         but with one mask of slots, and one adapter, for all; raises as `decode`.
@@ -156,7 +159,8 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
             shapes = jax.eval_shape(read)
             return [tuple(jnp.zeros(x.shape[1:], x.dtype) for x in shapes) for _ in range(config.layers)]
 
-        return decode_lib.drain(step, empty, prompts_QT, lengths_Q, keys_Q, rows, seats_B, sampling, eos=eos)
+        queue = prompts_QT, lengths_Q, keys_Q, rows, seats_B
+        return decode_lib.drain(step, empty, *queue, sampling, eos=eos, grammar_ZV=grammar_ZV)
 
     return Model(
         config=config,

@@ -43,6 +43,16 @@ def first_largest(x_BV: Array) -> Array:
     return jnp.min(jnp.where(x_BV == x_BV.max(-1, keepdims=True), jnp.arange(V), V - 1), axis=-1)
 
 
+def _allowed(logits_BV: Array, grammar_ZV: Array | None, z_B: Array) -> Array:
+    """The logits, `MASKED` where the grammar knows no such token in state z."""
+    return logits_BV if grammar_ZV is None else jnp.where(jnp.asarray(grammar_ZV)[z_B] < 0, MASKED, logits_BV)
+
+
+def _next(grammar_ZV: Array | None, z_B: Array, token_B: Array) -> Array:
+    """The state behind a token; 0, where a text begins, behind the last token of one."""
+    return z_B if grammar_ZV is None else jnp.maximum(jnp.asarray(grammar_ZV)[z_B, token_B], 0)
+
+
 def _sample(logits_BV: Array, keys_B: Array, number_B: Array, sampling: Sampling) -> tuple[Array, Array]:
     """The next token of each row, the `number`-th that it samples, and its log-probability."""
     if sampling.temperature == 0:
@@ -69,6 +79,7 @@ def decode(
     sampling: Sampling,
     *,
     eos: int,
+    grammar_ZV: Array | None = None,
 ) -> Rollout:
     """Continues right-padded prompts.
 
@@ -86,6 +97,8 @@ def decode(
       keys_B: one random key per row.
       sampling: an extra random expert is the same for all tokens of a call of `step`.
       eos: token that ends a row.
+      grammar_ZV: int32, of `data.grammar.table`: what is sampled is one of its texts, as far as `max_new`
+        tokens go, and as likely as the model has it, token by token among those that go on. None: any text.
 
     Returns:
       Rollout of T + max_new tokens, 0 behind the last of a row. `logps_BT` is of the distribution that was
@@ -97,8 +110,9 @@ def decode(
     def random_keys(i):
         return _expert_keys(keys_B, jnp.full(B, i)) if sampling.random_expert else None
 
-    def sample(logits_BV, i):
-        return _sample(logits_BV, keys_B, jnp.full(B, i), sampling)
+    def sample(logits_BV, z_B, i):
+        token_B, logp_B = _sample(_allowed(logits_BV, grammar_ZV, z_B), keys_B, jnp.full(B, i), sampling)
+        return token_B, logp_B, _next(grammar_ZV, z_B, token_B)
 
     steps_T = jnp.arange(T)
     prompt_BS = steps_T[None] < lengths_B[:, None]
@@ -106,7 +120,7 @@ def decode(
     positions_BT = jnp.broadcast_to(steps_T, (B, T))
     logits_BV, kv = step(prompts_BT, positions_BT, causal_BTS, None, random_keys(0))
     kv = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, max_new), (0, 0)]), kv)
-    token_B, logp_B = sample(logits_BV, 0)
+    token_B, logp_B, z_B = sample(logits_BV, jnp.zeros(B, jnp.int32), 0)
     state = {
         "i": jnp.int32(1),
         "new_BT": jnp.zeros((B, max_new), jnp.int32).at[:, 0].set(token_B),
@@ -114,6 +128,7 @@ def decode(
         "count_B": jnp.ones(B, jnp.int32),
         "done_B": token_B == eos,
         "token_B": token_B,
+        "z_B": z_B,
         "kv": kv,
     }
 
@@ -126,7 +141,7 @@ def decode(
         mask_BS = jnp.concatenate([prompt_BS, new_BS], axis=1)
         token_B1, position_B1 = s["token_B"][:, None], (lengths_B + i - 1)[:, None]
         logits_BV, kv = step(token_B1, position_B1, mask_BS[:, None], (s["kv"], T + i - 1), random_keys(i))
-        token_B, logp_B = sample(logits_BV, i)
+        token_B, logp_B, z_B = sample(logits_BV, s["z_B"], i)
         token_B = jnp.where(s["done_B"], 0, token_B)
         return {
             "i": i + 1,
@@ -135,6 +150,7 @@ def decode(
             "count_B": s["count_B"] + ~s["done_B"],
             "done_B": s["done_B"] | (token_B == eos),
             "token_B": token_B,
+            "z_B": z_B,
             "kv": kv,
         }
 
@@ -178,6 +194,7 @@ def drain(
     sampling: Sampling,
     *,
     eos: int,
+    grammar_ZV: Array | None = None,
 ) -> Rollout:
     """Continues a queue of prompts, B at a time: a row that has ended leaves its seat to the next at once.
 
@@ -199,7 +216,7 @@ def drain(
       seats_B: 0, 1, ..., B - 1, split over the mesh as the work shall be.
       sampling: an extra random expert is the same for all tokens of a prompt, and another for each token
         behind it.
-      eos: token that ends a row.
+      eos, grammar_ZV: as in `decode`.
 
     Returns:
       Rollout of Q rows of T + max_new tokens, as `decode` has it.
@@ -217,6 +234,7 @@ def drain(
         "next": jnp.int32(len(seats_B)),
         "row_B": row_B,
         "at_B": jnp.zeros_like(row_B),
+        "z_B": jnp.zeros_like(row_B),
         "token_B": prompts_QT[jnp.minimum(row_B, Q - 1), 0],
         "kv": empty(S),
         "new_QT": jnp.zeros((Q, max_new), jnp.int32),
@@ -238,6 +256,7 @@ def drain(
         logits_BV, kv = step(
             s["token_B"][:, None], at_B[:, None], mask_BS[:, None], (s["kv"], i % S), random_keys_B
         )
+        logits_BV = _allowed(logits_BV, grammar_ZV, s["z_B"])
         token_B, logp_B = _sample(logits_BV, keys_B, number_B, sampling)
         reading_B = at_B + 1 < length_B
         told_B = jnp.where(reading_B, Q, s["row_B"])  # whose token this is; Q's are dropped
@@ -246,12 +265,14 @@ def drain(
         left_B = (~reading_B & (ended_B | (number_B + 1 == max_new))) | (s["row_B"] == Q)
         row_B = jnp.where(left_B, sit(s["next"] + jnp.cumsum(left_B) - 1), s["row_B"])
         at_B = jnp.where(left_B, 0, at_B + 1)
+        z_B = jnp.where(left_B | reading_B, 0, _next(grammar_ZV, s["z_B"], token_B))
         read_B = prompts_QT[jnp.minimum(row_B, Q - 1), jnp.minimum(at_B, T - 1)]
         return {
             "i": i + 1,
             "next": s["next"] + left_B.sum(dtype=jnp.int32),
             "row_B": row_B,
             "at_B": at_B,
+            "z_B": z_B,
             "token_B": jnp.where(left_B | reading_B, read_B, token_B),
             "kv": kv,
             "new_QT": s["new_QT"].at[told_B, number_B].set(token_B, mode="drop"),

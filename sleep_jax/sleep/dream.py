@@ -11,7 +11,7 @@ Sleep (2606.03979) section 3.4, after SEAL (2506.10943). Of a task, a context C 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from sleep_jax.model import lora
 from sleep_jax.ops import selection
 from sleep_jax.sleep import graders, trials
 from sleep_jax.sleep.importance import importance
-from sleep_jax.sleep.trials import FitConfig, TrialConfig
+from sleep_jax.sleep.trials import FitConfig, How, TrialConfig
 from sleep_jax.types import Array, Memory, Model, Sampling, Tree
 
 
@@ -80,11 +80,35 @@ class DreamConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A context to learn from, and the questions that measure what was learnt."""
+    """A context to learn from, and the questions that measure what was learnt.
+
+    A dream of this kind of task is a text of lines to learn from (`data.dreams`); other kinds read it anew.
+
+    Attributes:
+      repeats: whether a dream that says the same again is a trial of its own.
+    """
 
     name: str
     context: str
     questions: tuple[Example, ...]
+    repeats: ClassVar[bool] = False
+
+    def read(self, said: str, number: int) -> tuple[tuple[Example, ...], How]:
+        """What a dream gives to learn, and how; `number` is that of the dream among those of this task."""
+        del number
+        return tuple(text.read(said)), How()
+
+    def reading(self) -> tuple[Example, ...]:
+        """What the context itself gives to learn."""
+        return (Example("", self.context),)
+
+    def asked_again(self, dreams: "Sequence[Dreamt]") -> list[Example]:
+        """What an awake instance is asked so that a night can keep it: the questions of these dreams."""
+        return list({e.prompt: e for d in dreams for e in d.says if e.prompt}.values())
+
+    def graded(self, answers: Sequence[str], grade: graders.Grader) -> np.ndarray:
+        """The grade of every question."""
+        return np.asarray(grade(answers, [q.answer for q in self.questions]), float)
 
 
 @dataclasses.dataclass
@@ -93,7 +117,7 @@ class Dreamt:
 
     Attributes:
       prompt, text: what was asked for, and what was said.
-      says: its lines as examples.
+      says, how: what it gives to learn, and how that is studied.
       reason: why it was not tried, '' when it was.
       norm, align, gain: of its gradient g: |g|, <g, g_val>, and what it adds to the dreams picked before it
         (`ops.selection.greedy`); NaN where it was not measured.
@@ -106,6 +130,7 @@ class Dreamt:
     prompt: str
     text: str
     says: tuple[Example, ...]
+    how: How = How()
     reason: str = ""
     norm: float = math.nan
     align: float = math.nan
@@ -123,7 +148,11 @@ class Dreamt:
 
 @dataclasses.dataclass(frozen=True)
 class Sleeper:
-    """Who dreams: the model with its memory, which nothing here moves."""
+    """Who dreams: the model with its memory, which nothing here moves.
+
+    Attributes:
+      grammar_ZV: of `data.grammar`, the texts that it may dream; None for any.
+    """
 
     model: Model
     tok: Tokenizer
@@ -131,6 +160,7 @@ class Sleeper:
     memory: Memory | None
     row_length: int
     answer_tokens: int
+    grammar_ZV: np.ndarray | None = None
 
 
 def imagine(
@@ -180,28 +210,29 @@ def imagine(
         Sampling(c.max_new, c.temperature, random_expert=c.random_expert and who.memory is not None),
         batch_size=c.batch_size,
         adapter=None if dreamer is None else lora.scaled(dreamer, c.learn.scale),
+        grammar_ZV=who.grammar_ZV,
     )
     seen = set()
     for (i, _), ids, ended in zip(asked, rollout.completions(out, prompts[1]), out.ended_B, strict=True):
         dream = made[i]
         dream.text = tok.decode(ids).strip()
-        dream.says = tuple(text.read(dream.text))
+        dream.says, dream.how = dream.task.read(dream.text, i % c.per_context)
         if not ended:
             dream.reason = "it did not end"
         elif not dream.says or "\ufffd" in dream.text:
             dream.reason = "it says nothing"
-        elif (dream.task.name, dream.text) in seen:
+        elif (dream.task.name, dream.text) in seen and not dream.task.repeats:
             dream.reason = "duplicate"
-        elif any(len(e.tokens) > longest for e in _lines(who, dream)):
+        elif any(len(e.tokens) > longest for e in _encoded(who, dream.says)):
             key = "row_length" if longest == who.row_length else "model.max_len - answer_tokens"
             dream.reason = f"a line is longer than {key}={longest}"
         seen.add((dream.task.name, dream.text))
     return made
 
 
-def _lines(who: Sleeper, dream: Dreamt) -> list[Encoded]:
+def _encoded(who: Sleeper, said: Sequence[Example]) -> list[Encoded]:
     encoded = []
-    for e in dream.says:
+    for e in said:
         if e.prompt:
             encoded.append(encoding.encode_answering(who.tok, e))
         else:
@@ -210,9 +241,9 @@ def _lines(who: Sleeper, dream: Dreamt) -> list[Encoded]:
 
 
 def lesson(who: Sleeper, task: Task, dreams: Sequence[Dreamt], reread: bool) -> list[Encoded]:
-    """What is learnt from dreams of a task: their lines and, on demand, the context."""
-    context = encoding.encode_text(who.tok, task.context, who.row_length) if reread else []
-    return context + [line for dream in dreams for line in _lines(who, dream)]
+    """What is learnt from dreams of a task: what they say and, on demand, the context."""
+    context = _encoded(who, task.reading()) if reread else []
+    return context + [line for dream in dreams for line in _encoded(who, dream.says)]
 
 
 def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfig, key: Array) -> None:
@@ -227,8 +258,8 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
     if not able:
         return
     tasks = {d.task.name: d.task for d in able}
-    rows = trials.lessons([_lines(who, d) for d in able], who.row_length)
-    contexts = trials.lessons([lesson(who, t, (), True) for t in tasks.values()], who.row_length)
+    rows = trials.lessons([_encoded(who, d.says) for d in able], who.row_length, [d.how for d in able]).rows
+    contexts = trials.lessons([lesson(who, t, (), True) for t in tasks.values()], who.row_length).rows
     found = importance(who.model, c.trials, who.params, who.memory, start, rows, contexts)
     names = np.array([d.task.name for d in able])
     for n, name in enumerate(tasks):
@@ -252,9 +283,14 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
 def instances(
     who: Sleeper, start: Tree, learnt: Sequence[tuple[Task, Sequence[Dreamt]]], config: DreamConfig
 ) -> Tree:
-    """One awake instance for each task with what was dreamt of it: adapters, arrays [I, ...]."""
-    rows = trials.lessons([lesson(who, t, dreams, config.reread) for t, dreams in learnt], who.row_length)
-    return trials.train(who.model, config.trials, who.params, who.memory, start, rows)[0]
+    """One awake instance for each task with what was dreamt of it: adapters, arrays [I, ...].
+
+    Several dreams of a task are studied as the first of them says.
+    """
+    told = [lesson(who, t, dreams, config.reread) for t, dreams in learnt]
+    how = [dreams[0].how if dreams else How() for _, dreams in learnt]
+    lessons = trials.lessons(told, who.row_length, how)
+    return trials.train(who.model, config.trials, who.params, who.memory, start, lessons)[0]
 
 
 def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfig) -> None:
@@ -296,12 +332,12 @@ def grades(
     )  # fmt: skip
     grade = graders.make(config.grader, who.model, who.params, who.memory, who.tok)
     found = []
-    for said, asked in zip(answers, questions, strict=True):
+    for said, task in zip(answers, tasks, strict=True):
         try:
-            found.append(np.asarray(grade(said, [q.answer for q in asked]), float))
+            found.append(task.graded(said, grade))
         except Exception as error:  # whatever a grader fails of, it is these dreams that lose their grade
             print(f"the grader {config.grader!r} failed on {said!r:.120}: {error}")
-            found.append(np.full(len(asked), math.nan))
+            found.append(np.full(len(task.questions), math.nan))
     return found
 
 

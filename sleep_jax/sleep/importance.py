@@ -57,11 +57,16 @@ def importance(
     Args:
       model, config, params, memory, start: as in `trials.train`. With a fresh adapter, whose B is 0, only the
         gradient of B is not 0.
-      rows: of `trials.lessons`, [I, M, T].
-      validation: rows [V, M', T] of what dreams should help with.
+      rows: of `trials.lessons`, [I, M, T]; with `config.batch_rows` those of a trial's first update count.
+      validation: rows [V, M', T] of what dreams should help with, likewise.
     """
     run, frozen = _compiled(model, config.scale), (params, memory)
-    gradients = functools.partial(trials.in_turns, run, start, frozen, at_once=config.at_once)
+
+    def gradients(rows: Batch) -> np.ndarray:
+        if config.batch_rows:
+            rows = jax.tree.map(lambda x: x[:, : config.batch_rows], rows)
+        return trials.in_turns(run, start, frozen, rows, config.at_once)
+
     g_IP = gradients(rows)
     return Importance(
         norm_I=np.linalg.norm(g_IP, axis=1),

@@ -148,8 +148,7 @@ def remember(
         more = dream.imagine(who, dreamer, [t for t, _ in learnt], recounted, key)
     asked = []
     for task, dreams in learnt:
-        told = [*dreams, *(d for d in more if d.task is task and not d.reason)]
-        asked.append(list({e.prompt: e for d in told for e in d.says if e.prompt}.values()))
+        asked.append(task.asked_again([*dreams, *(d for d in more if d.task is task and not d.reason)]))
     answers = trials.answers(
         who.model, who.tok, params, who.memory, adapters, asked, config.trials, max_new=who.answer_tokens
     )  # fmt: skip
@@ -157,7 +156,9 @@ def remember(
     for i, (task, dreams) in enumerate(learnt):
         adapter = lora.scaled({k: x[i] for k, x in adapters.items()}, config.trials.scale)
         awake = Self(f"awake: {task.name}", (task.name,), np.asarray(memory.active_LE), False, 1.0, adapter)
-        texts = [task.context, *dict.fromkeys(e.answer for d in dreams for e in d.says if not e.prompt)]
+        texts = dict.fromkeys(
+            e.answer for e in (*task.reading(), *(e for d in dreams for e in d.says)) if not e.prompt
+        )
         pairs = (Example(e.prompt, said) for e, said in zip(asked[i], answers[i], strict=True))
         told = [*(Example("", text) for text in texts), *pairs]
         new.append((awake, [_dream(awake, task, e, world) for e in told]))

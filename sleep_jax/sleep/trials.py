@@ -8,10 +8,12 @@ LoRA. Here the instances are one mapped axis over a backbone that is there once:
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sleep_jax import losses, optim, partition, rollout, steps, trees
 from sleep_jax.data import encoding, packing
@@ -32,14 +34,48 @@ class TrialConfig(AdapterConfig):
       ValueError: a value outside its range.
     """
 
-    steps: int = 20  # updates, each on all that the dream has
+    steps: int = 20  # most updates
+    batch_rows: int = 0  # rows of an update, taken in turns; 0 is all that the dream has
     at_once: int = 16  # trials that are trained together
     optim: OptimConfig = OptimConfig(lr=1e-2, warmup=0.0)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.steps < 1 or self.at_once < 1:
-            raise ValueError(f"steps={self.steps} and at_once={self.at_once} must be at least 1")
+        if self.steps < 1 or self.at_once < 1 or self.batch_rows < 0:
+            raise ValueError(
+                f"steps={self.steps} and at_once={self.at_once} must be at least 1, batch_rows="
+                f"{self.batch_rows} not negative"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How one trial studies what it is given, beside what all trials share.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    rate: float = 1.0  # factor on the updates
+    share: float = 1.0  # of the updates; the trial stands still for the rest
+    prompt_weight: float = 1.0  # weight of predicting a prompt's tokens
+
+    def __post_init__(self):
+        if self.rate <= 0 or not 0 < self.share <= 1 or self.prompt_weight < 0:
+            raise ValueError(f"{self}: rate must be above 0, share in (0, 1], prompt_weight not negative")
+
+
+class Lesson(NamedTuple):
+    """What I trials learn from, arrays with a leading axis I.
+
+    Attributes:
+      rows: of each [M, T], empty rows last.
+      rate_I, share_I: as `How` has them.
+    """
+
+    rows: Batch
+    rate_I: np.ndarray
+    share_I: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +107,24 @@ def objective(model: Model, scale: float) -> Objective:
     return Objective({"nll": 1.0}, lambda batch: {"nll": batch.weights_BT.sum()}, totals)
 
 
-def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int) -> Batch:
-    """What each trial learns from, as rows [I, M, T]: every dream packed, and padded with empty rows.
+def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int, how: Sequence[How] | None = None) -> Lesson:
+    """What each trial learns from: every dream packed into rows, and padded with empty ones.
 
     M is the least power of two that holds the longest dream, so that few shapes are compiled.
 
     Args:
       dreams: for each of I trials its sequences.
       row_length: T.
+      how: of each; None is all alike.
 
     Raises:
       ValueError: there is no trial, or one has nothing to learn from.
     """
-    packed = [packing.pack(encoded, row_length)[0] for encoded in dreams]
+    how = [How()] * len(dreams) if how is None else how
+    packed = [
+        packing.pack(encoded, row_length, weight_prompt=own.prompt_weight)[0]
+        for encoded, own in zip(dreams, how, strict=True)
+    ]
     if not packed:
         raise ValueError("there is no dream to try")
     for i, one in enumerate(packed):
@@ -94,38 +135,53 @@ def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int) -> Batch:
     def padded(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, most - len(x)), (0, 0)])
 
-    return jax.tree.map(lambda *xs: np.stack([padded(x) for x in xs]), *packed)
+    return Lesson(
+        jax.tree.map(lambda *xs: np.stack([padded(x) for x in xs]), *packed),
+        np.array([own.rate for own in how], np.float32),
+        np.array([own.share for own in how], np.float32),
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def compiled(model: Model, config: TrialConfig):
-    """Jitted `run(start, (params, memory), rows) -> (adapters, nll_IS)` of trials, mapped over the rows."""
-    optimizer = optim.make(config.optim, config.steps)
-    step = steps.make(objective(model, config.scale), optimizer)
+    """Jitted `run(start, (params, memory), lesson) -> (adapters, nll_IS)`, mapped over the trials."""
 
-    def trial(start: Tree, frozen: Tree, rows: Batch):
-        def update(state, _):
-            state, metrics = step(state, frozen, rows, None)
+    def trial(start: Tree, frozen: Tree, lesson: Lesson):
+        rows, rate, share = lesson
+        last = jnp.maximum(jnp.round(share * config.steps), 1)
+        optimizer = optax.chain(
+            optim.make(config.optim, config.steps),
+            optax.scale_by_schedule(lambda t: jnp.where(t < last, rate, 0.0)),
+        )
+        step = steps.make(objective(model, config.scale), optimizer)
+        count = jnp.maximum((rows.weights_BT.sum(1) > 0).sum(), 1)  # empty rows stand last
+
+        def update(state, n):
+            batch = rows
+            if config.batch_rows:
+                turn = (n * config.batch_rows + jnp.arange(config.batch_rows)) % count
+                batch = jax.tree.map(lambda x: x[turn], rows)
+            state, metrics = step(state, frozen, batch, None)
             return state, metrics["nll"].value()
 
-        state, nll_S = jax.lax.scan(update, steps.init(optimizer, start), length=config.steps)
+        state, nll_S = jax.lax.scan(update, steps.init(optimizer, start), jnp.arange(config.steps))
         return state.params, nll_S
 
     return jax.jit(jax.vmap(trial, in_axes=(None, None, 0)))
 
 
-def in_turns(run: Callable[..., Tree], start: Tree, frozen: tuple, rows: Batch, at_once: int) -> Tree:
-    """`run(start, frozen, rows)` of rows [I, M, T], `at_once` of I at a time: one shape is compiled."""
-    count, parts = len(rows.tokens_BT), []
+def in_turns(run: Callable[..., Tree], start: Tree, frozen: tuple, lesson: Tree, at_once: int) -> Tree:
+    """`run(start, frozen, lesson)` of arrays [I, ...], `at_once` of I at a time: one shape is compiled."""
+    count, parts = len(jax.tree.leaves(lesson)[0]), []
     for first in range(0, count, at_once):
         index = np.arange(first, first + at_once)
-        chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], rows)
+        chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], lesson)
         parts.append(partition.fetch(run(start, frozen, partition.put_rows(chosen, frozen[0]))))
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
 
 
 def train(
-    model: Model, config: TrialConfig, params: Tree, memory: Memory | None, start: Tree, rows: Batch
+    model: Model, config: TrialConfig, params: Tree, memory: Memory | None, start: Tree, lesson: Lesson
 ) -> tuple[Tree, np.ndarray]:
     """The adapters after each trial, all begun at `start`.
 
@@ -133,7 +189,7 @@ def train(
       model, config: of all trials.
       params, memory: the model that is tried on; nothing in it moves.
       start: an adapter, as `lora.init` makes it.
-      rows: of `lessons`, [I, M, T].
+      lesson: of `lessons`.
 
     Returns:
       The adapters, arrays [I, ...], and nll_IS, the loss at each step in nats per token.
@@ -142,7 +198,7 @@ def train(
       FloatingPointError: an adapter is not finite, or its B never left zero.
     """
     frozen = params, memory
-    adapters, nll_IS = in_turns(compiled(model, config), start, frozen, rows, config.at_once)
+    adapters, nll_IS = in_turns(compiled(model, config), start, frozen, lesson, config.at_once)
     _check(adapters, start)
     return adapters, nll_IS
 

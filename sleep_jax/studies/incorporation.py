@@ -6,19 +6,18 @@ born and has lived some days with Sleep.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sleep_jax import checkpoint, life, methods, metrics, phases, report, rng, rollout, terminal
-from sleep_jax.data import biographies, packing, passages, stream
+from sleep_jax import metrics, phases, rng, rollout, terminal
+from sleep_jax.data import biographies, packing, passages
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.phases import State
-from sleep_jax.settings import Config, as_json
+from sleep_jax.settings import Config
 from sleep_jax.sleep import dream, graders, night, rem, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
 from sleep_jax.sleep.night import Outcome
@@ -26,7 +25,7 @@ from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.seeding import Variant
 from sleep_jax.sleep.selves import Self
 from sleep_jax.sleep.trials import FitConfig
-from sleep_jax.studies import tables
+from sleep_jax.studies import comparing, tables
 from sleep_jax.types import Array, Memory, Tree
 
 Learnt = tuple[Task, Sequence[Dreamt]]
@@ -207,57 +206,29 @@ PARTS: dict[str, Part] = {"single": single, "continued": continued, "edits": edi
 
 
 def run(config: Config, workdir: str) -> list[dict]:
-    """Every (seed, arm) that the configuration names; each part that is written is not done again.
+    """Every (seed, arm) that the configuration names, see `comparing.compare`.
 
-    Directories are <workdir>[/seed<k>]/birth, /grown (the life before any passage) and /<arm>. An arm's
-    rounds.json, single.json, continued.json and edits.json hold what the tables are made of.
+    An arm's rounds.json, single.json, continued.json and edits.json hold what the tables are made of.
 
     Raises:
       ValueError: an unknown arm, or whatever the data or the directory make impossible.
     """
-    names = [n.strip() for n in config.method.split(",") if n.strip()]
-    if unknown := [n for n in names if n not in ARMS]:
-        raise ValueError(f"config.method={config.method!r}: {unknown} are not arms of {', '.join(ARMS)}")
     if not config.rem.reread:
         raise ValueError(
             "rem.reread=False: an arm that dreams nothing of a passage would learn nothing of it"
         )
-    root = pathlib.Path(workdir)
-    checkpoint.work_dir_config(root, as_json(config), ignore=life.FREE_KEYS)
-    material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
     train, given = passages_of(config)
-    for seed in range(config.seed, config.seed + config.seeds):
-        base = root / f"seed{seed}" if config.seeds > 1 else root
-        newborn = life.birth(config, seed, base / "birth", material)
-        _, grown = life.live(config, seed, base / "grown", material, newborn, "grown", methods.get("sleep"))
-        for name in names:
-            print(f"{name} · seed {seed}", flush=True)
-            world = life.world_of(config, seed, base / name, material, newborn.tok, name)
-            world.newborn = newborn.params
-            live(world, ARMS[name], grown, train, given)
-            world.writer.close()
-            show(root)
-    return collected(root)
+
+    def lived(world: World, arm: Arm, grown: State) -> None:
+        live(world, arm, grown, train, given)
+
+    return comparing.compare(config, workdir, ARMS, tuple(PARTS), lived, show)
 
 
-def collected(root: pathlib.Path) -> list[dict]:
-    """What every arm below this directory came to that has all its parts, by arm and seed."""
-    found = []
-    for arm in ARMS:
-        for folder in sorted([*root.glob(arm), *root.glob(f"seed*/{arm}")]):
-            if all((folder / f"{part}.json").exists() for part in PARTS):
-                rounds = folder / "rounds.json"
-                told = {part: json.loads((folder / f"{part}.json").read_text()) for part in PARTS}
-                told["rounds"] = json.loads(rounds.read_text()) if rounds.exists() else []
-                found.append({"arm": arm, "seed": folder.parent.name} | told)
-    return found
-
-
-def show(root: pathlib.Path) -> None:
-    """Writes <root>/incorporation.json and report.html of all that is done so far, and prints the tables."""
-    found = tables.incorporation(collected(root))
+def show(root: pathlib.Path, collected: Sequence[Mapping]) -> None:
+    """Writes <root>/incorporation.json of all that is done so far, and prints the tables."""
+    found = tables.incorporation(collected)
     metrics.write_json(root, "incorporation.json", found)
-    report.write(root)
     arms = [
         [
             row["arm"], str(row["seeds"]),
@@ -266,19 +237,8 @@ def show(root: pathlib.Path) -> None:
         ]
         for row in found["arms"]
     ]  # fmt: skip
-    rounds = [
-        [
-            row["arm"], str(row["round"]), f"{row['rewarded']} of {row['tried']}",
-            f"{100 * row['share']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})",
-        ]
-        for row in found["rounds"]
-    ]  # fmt: skip
     heads = ["arm", "seeds", *tables.COLUMNS.values(), "nights\nrolled back"]
-    shown = [terminal.table("Passages, accuracy in %", heads, arms)]
-    if rounds:
-        heads = ["arm", "round", "rewarded", "% (95 % interval)"]
-        shown.append(terminal.table("Rewarded dreams", heads, rounds))
-    terminal.show(shown)
+    terminal.show([terminal.table("Passages, accuracy in %", heads, arms), *tables.rounds(found["rounds"])])
 
 
 def passages_of(config: Config) -> tuple[list[Task], list[Task]]:
@@ -312,7 +272,6 @@ def _named(tasks: Sequence[Task]) -> list[Task]:
 def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Sequence[Task]) -> None:
     """All parts of one arm."""
     c, config = world.config.passages, world.config.rem
-    checkpoint.sweep(world.workdir)
     if not arm.select:  # as many are dreamt and tried, but any of them
         config = dataclasses.replace(config, top=0, random=config.top + config.random)
     if arm.random_expert is not None:

@@ -5,6 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import rich.table
+
+from sleep_jax import terminal
 
 # Values of a row of "arms", and what stands above them; a line break parts long ones.
 COLUMNS = {
@@ -12,6 +15,11 @@ COLUMNS = {
     "continued_behind": "sleep is\nahead by", "first_own": "first passage\nafter its edit",
     "first_end": "first passage\nafter the last", "birth_before": "birth\nbefore",
     "birth_after_continued": "birth after\nmany at once", "birth_after_edits": "birth after\nthe last edit",
+}  # fmt: skip
+# The same for rows of "arms" of the study of puzzles.
+FEW_SHOT = {
+    "by_puzzle": "mean over puzzles\n± standard error", "behind": "sleep is\nahead by",
+    "in_context": "in context,\nno trial", "birth_before": "birth\nbefore", "birth_after": "birth\nafter",
 }  # fmt: skip
 
 
@@ -86,9 +94,63 @@ def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
         nights = [n for r in found for part in ("single", "continued", "edits") for n in r[part]["nights"]]
         row["rolled_back"] = sum(n["outcome"] != "committed" for n in nights) if nights else None
         tables["arms"].append(row)
-        for number, rounds in enumerate(zip(*(r["rounds"] for r in found), strict=True), 1):
-            hits, tried = (sum(one[k] for one in rounds) for k in ("rewarded", "tried"))
-            low, high = wilson(hits, tried)
-            shares = {"share": hits / max(tried, 1), "low": low, "high": high}
-            tables["rounds"].append({"arm": arm, "round": number, "rewarded": hits, "tried": tried} | shares)
+        tables["rounds"] += _rounds(arm, found)
     return tables
+
+
+def _rounds(arm: str, found: Sequence[Mapping]) -> list[dict]:
+    """What was rewarded of what was tried, round by round over all seeds, with Wilson's interval."""
+    rows = []
+    for number, rounds in enumerate(zip(*(r["rounds"] for r in found), strict=True), 1):
+        hits, tried = (sum(one[k] for one in rounds) for k in ("rewarded", "tried"))
+        low, high = wilson(hits, tried)
+        shares = {"share": hits / max(tried, 1), "low": low, "high": high}
+        rows.append({"arm": arm, "round": number, "rewarded": hits, "tried": tried} | shares)
+    return rows
+
+
+def few_shot(results: Sequence[Mapping]) -> dict[str, list[dict]]:
+    """The tables of `studies.few_shot`, as rows of named values.
+
+    A trial is one regimen on one held-out puzzle. The interval is over trials; those of a puzzle depend on
+    each other, so the share of each puzzle, over its trials and the seeds, has its mean and standard error
+    over puzzles beside it, and differences to "sleep" are taken puzzle by puzzle.
+
+    Args:
+      results: of every seed and arm, as `comparing.collected` gives them.
+    """
+    arms = list(dict.fromkeys(r["arm"] for r in results))
+    of = {arm: [r["tasks"] | {"rounds": r["rounds"]} for r in results if r["arm"] == arm] for arm in arms}
+    share = {
+        arm: np.mean([[np.mean(t) for t in r["solved"]] for r in found], axis=0) for arm, found in of.items()
+    }
+    tables: dict[str, list[dict]] = {"arms": [], "rounds": []}
+    for arm, found in of.items():
+        trials = [hit for r in found for task in r["solved"] for hit in task]
+        low, high = wilson(sum(trials), len(trials))
+        row: dict = {
+            "arm": arm, "seeds": len(found), "solved": sum(trials), "tried": len(trials),
+            "share": sum(trials) / max(len(trials), 1), "low": low, "high": high,
+            "by_puzzle": Estimate.of(share[arm]),
+            "in_context": Estimate.of(np.mean([r["in_context"] for r in found], axis=0)),
+            "birth_before": Estimate.of([r["birth"][0] for r in found]),
+            "birth_after": Estimate.of([r["birth"][1] for r in found]),
+        }  # fmt: skip
+        if "sleep" in of and arm != "sleep" and len(of["sleep"]) == len(found):
+            row["behind"] = Estimate.of(share["sleep"] - share[arm])
+        tables["arms"].append(row)
+        tables["rounds"] += _rounds(arm, found)
+    return tables
+
+
+def rounds(rows: Sequence[Mapping]) -> list[rich.table.Table]:
+    """The table of rewarded dreams for a terminal; none where nothing was learnt."""
+    heads = ["arm", "round", "rewarded", "% (95 % interval)"]
+    shown = [
+        [
+            row["arm"], str(row["round"]), f"{row['rewarded']} of {row['tried']}",
+            f"{100 * row['share']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [terminal.table("Rewarded dreams", heads, shown)] if shown else []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from equality import bit_equal
 
+from sleep_jax.data.grammar import table
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.decode import decode, drain, filter_logits
 from sleep_jax.types import Sampling
@@ -307,6 +308,43 @@ def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, reme
     np.testing.assert_allclose(drained.logps_BT[:QUEUED], batch.logps_BT[:QUEUED], rtol=1e-4, atol=1e-5)
     assert batch.sampled_BT[:QUEUED].sum() > 2 * QUEUED
     assert not drained.sampled_BT[QUEUED:].any(), "nothing is sampled for what is padding"
+
+
+GRAMMAR = table([(7, 8, EOS), (7, 9, 8, EOS), (12, EOS), (30, 31, 32, 33, EOS)], V)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.5}], ids=str)
+def test_what_is_sampled_by_a_grammar_is_one_of_its_texts(model, self_, queue, options):
+    params, memory = self_
+    how, seen = Sampling(NEW, **options), {"memory": memory, "grammar_ZV": GRAMMAR}
+    batch = jax.jit(lambda *rows: model.decode(params, *rows, how, **seen))(*queue)
+    drained = jax.jit(lambda *rows: model.drain(params, *rows, np.arange(SEATS), how, **seen))(*queue, QUEUED)
+    for name in ("tokens_BT", "sampled_BT", "length_B", "ended_B"):
+        np.testing.assert_array_equal(getattr(drained, name)[:QUEUED], getattr(batch, name)[:QUEUED])
+    batch = jax.tree.map(np.asarray, batch)
+    texts = {tuple(batch.tokens_BT[b][batch.sampled_BT[b] == 1].tolist()) for b in range(N)}
+    assert texts <= {(7, 8, EOS), (7, 9, 8, EOS), (12, EOS), (30, 31, 32, 33, EOS)}
+    assert len(texts) > 1 and batch.ended_B.all()
+
+
+def test_texts_of_a_grammar_come_as_often_as_the_model_has_them_token_by_token():
+    rows, logits_V = 4000, np.array([0.0, 1.0, 2.0, -1.0, 1.5])
+    eos, grammar_ZV = 0, table([(1, 2, 0), (1, 3, 0), (4, 0)], 5)
+
+    def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
+        kv = jnp.zeros((rows, 1, 1, 1)) if cache is None else cache[0]
+        return jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (rows, 5)), kv
+
+    keys_B = jax.random.split(jax.random.key(0), rows)
+    prompts = np.full((rows, 1), 3), np.ones(rows, int)
+    out = jax.jit(lambda: decode(step, *prompts, keys_B, Sampling(4), eos=eos, grammar_ZV=grammar_ZV))()
+    first_B, second_B = np.asarray(out.tokens_BT)[:, 1:3].T
+    p_1 = 1 / (1 + np.exp(1.5 - 1))  # against 4
+    p_2 = 1 / (1 + np.exp(-1 - 2.0))  # against 3, behind 1
+    shares = [((first_B == 1) & (second_B == 2)).mean(), (second_B == 3).mean(), (first_B == 4).mean()]
+    np.testing.assert_allclose(shares, [p_1 * p_2, p_1 * (1 - p_2), 1 - p_1], atol=0.03)
+    logp_B = np.asarray(out.logps_BT).sum(1)
+    np.testing.assert_allclose(logp_B[first_B == 4], np.log(1 - p_1), rtol=1e-5)
 
 
 def test_a_queue_in_half_precision_says_what_it_scores(tiny, self_, queue):

@@ -53,7 +53,7 @@ def by_hand(self_, start, encoded):
 
 def test_gradients_are_those_of_each_dream_alone(self_, start, dreams):
     model, params, memory = self_
-    rows, validation = trials.lessons(dreams, ROW), trials.lessons(dreams[3:5], ROW)
+    rows, validation = trials.lessons(dreams, ROW).rows, trials.lessons(dreams[3:5], ROW).rows
     found = importance(model, CONFIG, params, memory, start, rows, validation)
     g = np.stack([by_hand(self_, start, d) for d in dreams[:3]])
     np.testing.assert_allclose(found.norm_I[:3], np.linalg.norm(g, axis=1), rtol=1e-3)
@@ -67,7 +67,7 @@ def test_gradients_are_those_of_each_dream_alone(self_, start, dreams):
 
 def test_chunks_do_not_matter(self_, start, dreams):
     model, params, memory = self_
-    rows = trials.lessons(dreams, ROW)
+    rows = trials.lessons(dreams, ROW).rows
     whole, parts = (
         importance(model, dataclasses.replace(CONFIG, at_once=n), params, memory, start, rows, rows)
         for n in (6, 4)

@@ -12,7 +12,7 @@ from sleep_jax.model import lora
 from sleep_jax.optim import OptimConfig
 from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.sleep import trials
-from sleep_jax.sleep.trials import TrialConfig
+from sleep_jax.sleep.trials import How, TrialConfig
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ROW = 16
@@ -107,10 +107,62 @@ def test_a_mesh_splits_the_trials(self_, start, dreams, together):
 
 
 def test_lessons_are_padded_to_a_power_of_two_rows(dreams):
-    rows = trials.lessons(dreams, ROW)
+    rows = trials.lessons(dreams, ROW).rows
     assert rows.tokens_BT.shape == (5, 4, ROW)
     assert rows.weights_BT.sum((1, 2)).tolist() == [sum(len(e.tokens) - 1 for e in d) for d in dreams]
-    assert trials.lessons(dreams[:1], ROW).tokens_BT.shape == (1, 1, ROW)
+    assert trials.lessons(dreams[:1], ROW).rows.tokens_BT.shape == (1, 1, ROW)
+
+
+def test_every_dream_says_how_it_is_studied(self_, start, dreams, together):
+    """Slower, shorter, or answers alone: as if all of them were studied so."""
+    model, params, memory = self_
+    how = [How(), How(share=2 / 3), How(rate=0.5), How(prompt_weight=0.0), How()]
+    adapters, nll_IS = trials.train(model, CONFIG, params, memory, start, trials.lessons(dreams, ROW, how))
+
+    def alone(i, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        return trials.train(model, config, params, memory, start, trials.lessons(dreams[i : i + 1], ROW))[0]
+
+    def same(i, wanted):
+        for name, x in wanted.items():
+            np.testing.assert_allclose(adapters[name][i], x[0], rtol=1e-3, atol=1e-5, err_msg=name)
+
+    same(0, {k: x[:1] for k, x in together[0].items()})
+    same(2, alone(2, optim=dataclasses.replace(CONFIG.optim, lr=0.5 * CONFIG.optim.lr)))
+    tokens = dreams[3][0].tokens
+    logps_TV = jax.nn.log_softmax(model.apply(params, tokens[None], memory=memory).logits_BTV[0])
+    of_answer = -logps_TV[jnp.arange(1, len(tokens) - 1), tokens[2:]]  # the first two are the prompt
+    np.testing.assert_allclose(nll_IS[3, 0], of_answer.mean(), rtol=1e-5)
+
+
+def test_a_trial_that_is_short_stands_still_for_the_rest(self_, start, dreams):
+    model, params, memory = self_
+    constant = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, final=1.0))
+    lesson = trials.lessons(dreams[:2], ROW, [How(share=1 / 3), How()])
+    short, nll_IS = trials.train(model, constant, params, memory, start, lesson)
+    one = dataclasses.replace(constant, steps=1)
+    wanted = trials.train(model, one, params, memory, start, trials.lessons(dreams[:1], ROW))[0]
+    for name, x in wanted.items():
+        np.testing.assert_allclose(short[name][0], x[0], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert nll_IS[0, 1] == nll_IS[0, 2] != nll_IS[0, 0] and len(set(nll_IS[1].tolist())) == 3
+
+
+def test_rows_take_turns(self_, start):
+    """Two rows of two sequences, one row an update: the first, the second, the first again."""
+    model, params, memory = self_
+    draw = np.random.default_rng(1)
+    a, b = (Encoded(draw.integers(3, 40, ROW).astype(np.int32), 2) for _ in range(2))
+    config = dataclasses.replace(CONFIG, batch_rows=1)
+    lesson = trials.lessons([[a, b], [a], [a, b, a]], ROW)
+    assert lesson.rows.tokens_BT.shape == (3, 4, ROW), "empty rows have no turn"
+    nll_IS = trials.train(model, config, params, memory, start, lesson)[1]
+    alone_a, alone_b = (
+        trials.train(model, config, params, memory, start, trials.lessons([[x]], ROW))[1][0] for x in (a, b)
+    )
+    np.testing.assert_allclose(nll_IS[1], alone_a, rtol=1e-5)
+    np.testing.assert_allclose(nll_IS[0, 0], alone_a[0], rtol=1e-5)
+    assert abs(nll_IS[0, 1] - alone_b[0]) < abs(nll_IS[0, 1] - alone_a[1]), "the second update reads b"
+    assert nll_IS[0, 2] < nll_IS[0, 0] and nll_IS[0, 2] != nll_IS[2, 2], "the third reads a again"
 
 
 def test_nothing_to_learn_from_is_an_error():

@@ -1,0 +1,46 @@
+"""Few-shot puzzles in the manner of ARC: how is a puzzle to be studied, so that it is solved afterwards?
+
+A small model is born with puzzles of one rule, solved in context, and with being shown what a regimen is (a
+choice of augmentations and training settings, which a grammar keeps valid). It learns on 11 puzzles of two
+rules which regimens help, and takes 8 others, five trials each. Arms: in context (icl), test-time training by
+one fixed regimen (ttt), own regimens, SEAL (regimens of a dreamer that has learnt by ReST-EM), Sleep (dreams
+selected by their gradients, and what solved puzzles consolidated into a fresh slot), and Sleep without one
+part each.
+
+Claim: NONE
+Cost: NONE
+Command: python -m launch.main --config=configs/few_shot_arc.py --workdir=runs/few_shot
+Ablations: --config.method=sleep,sleep_no_selection,sleep_no_random_expert,sleep_no_consolidation
+Choosing settings: --config.stream.probes=valid, never the test split.
+ARC itself, in SEAL's subset, for a checkpoint that reads grids: --config.puzzles.source=arc
+--config.data_dir=../shared/data --config.birth.checkpoint=FOLDER --config.model.max_len=8192
+--config.row_length=8192, with the numbers of the paper: --config.rem.per_context=60 --config.rem.top=14
+Number: NONE
+"""
+
+from configs import base
+
+
+def get_config():
+    c = base.get_config()
+    c.study = "few_shot"
+    c.method = "icl,ttt,own,seal,sleep"
+    c.vocab_size = 262  # bytes and special tokens: a digit is a token
+    c.row_length, c.model.max_len, c.memory.periods = 192, 256, (576,)
+    c.model.width, c.model.layers, c.model.head_size, c.model.ff, c.model.unroll = 96, 3, 24, 288, 3
+    c.answer_tokens, c.sleep.recall.answer_max_new = 24, 24
+    c.stream.source = "puzzles"
+    c.stream.puzzles, c.stream.strangers = 20000, 1500
+    c.stream.families, c.stream.sides = ("recolour", "keep", "frame"), (3, 4)
+    c.puzzles.families = ("recolour", "keep", "frame")
+    c.birth.epochs, c.birth.prompt_weight, c.birth.optim.lr = 1, 0.02, 3e-3
+    c.eval_batch = c.sleep.recall.batch_size = 128
+    c.rem.roles, c.rem.reread, c.rem.recount = ("regimen",), False, 0
+    c.rem.per_context, c.rem.top, c.rem.random = 24, 7, 1
+    c.rem.score, c.rem.max_new = "cosine", 80
+    c.rem.trials.rank, c.rem.trials.alpha, c.rem.trials.steps, c.rem.trials.batch_rows = 8, 16.0, 40, 4
+    c.rem.trials.optim.lr, c.rem.trials.optim.final = 1e-2, 1.0
+    c.sleep.steps, c.sleep.batch_rows, c.sleep.old_dreams = 600, 8, 400
+    c.sleep.skill_share, c.sleep.recall.max_new = 0.1, 190
+    c.sleep.seed.alpha, c.sleep.seed.on_policy, c.sleep.seed.prompt_weight = 1.0, 0.0, 0.02
+    return c

@@ -1,0 +1,72 @@
+"""What the studies of stage 2 share: several arms from one learner, each in a directory of its own."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sleep_jax import checkpoint, life, methods, report
+from sleep_jax.data import stream
+from sleep_jax.fit import World
+from sleep_jax.phases import State
+from sleep_jax.settings import Config, as_json
+
+
+def compare(
+    config: Config,
+    workdir: str,
+    arms: Mapping[str, Any],
+    parts: Sequence[str],
+    live: Callable[[World, Any, State], None],
+    show: Callable[[pathlib.Path, list[dict]], None],
+) -> list[dict]:
+    """Every (seed, arm) that the configuration names; each part that is written is not done again.
+
+    Directories are <workdir>[/seed<k>]/birth, /grown (the life before the study) and /<arm>.
+
+    Args:
+      arms: by name.
+      parts: names of the JSON files that a finished arm has written.
+      live: `live(world, arm, grown)` does all parts of an arm.
+      show: `show(root, collected)` tables of what is done so far, after every arm.
+
+    Returns:
+      What every finished arm of the directory came to, as `collected` has it.
+
+    Raises:
+      ValueError: an unknown arm, or whatever the data or the directory make impossible.
+    """
+    names = [n.strip() for n in config.method.split(",") if n.strip()]
+    if unknown := [n for n in names if n not in arms]:
+        raise ValueError(f"config.method={config.method!r}: {unknown} are not arms of {', '.join(arms)}")
+    root = pathlib.Path(workdir)
+    checkpoint.work_dir_config(root, as_json(config), ignore=life.FREE_KEYS)
+    material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
+    for seed in range(config.seed, config.seed + config.seeds):
+        base = root / f"seed{seed}" if config.seeds > 1 else root
+        newborn = life.birth(config, seed, base / "birth", material)
+        _, grown = life.live(config, seed, base / "grown", material, newborn, "grown", methods.get("sleep"))
+        for name in names:
+            print(f"{name} · seed {seed}", flush=True)
+            world = life.world_of(config, seed, base / name, material, newborn.tok, name)
+            world.newborn = newborn.params
+            checkpoint.sweep(world.workdir)
+            live(world, arms[name], grown)
+            world.writer.close()
+            show(root, collected(root, arms, parts))
+            report.write(root)
+    return collected(root, arms, parts)
+
+
+def collected(root: pathlib.Path, arms: Mapping[str, Any], parts: Sequence[str]) -> list[dict]:
+    """What every arm below this directory came to that has all its parts, by arm and seed."""
+    found = []
+    for arm in arms:
+        for folder in sorted([*root.glob(arm), *root.glob(f"seed*/{arm}")]):
+            if all((folder / f"{part}.json").exists() for part in parts):
+                rounds = folder / "rounds.json"
+                told = {part: json.loads((folder / f"{part}.json").read_text()) for part in parts}
+                told["rounds"] = json.loads(rounds.read_text()) if rounds.exists() else []
+                found.append({"arm": arm, "seed": folder.parent.name} | told)
+    return found
