@@ -26,7 +26,7 @@ def get_config():
     c.study = "few_shot"
     c.method = "icl,ttt,own,seal,sleep"
     c.vocab_size = 262  # bytes and special tokens: a digit is a token
-    c.row_length, c.model.max_len, c.memory.periods = 192, 256, (576,)
+    c.row_length, c.model.max_len, c.memory.periods = 224, 288, (672,)
     c.model.width, c.model.layers, c.model.head_size, c.model.ff, c.model.unroll = 96, 3, 24, 288, 3
     c.answer_tokens, c.sleep.recall.answer_max_new = 24, 24
     c.stream.source = "puzzles"
