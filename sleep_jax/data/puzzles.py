@@ -140,6 +140,49 @@ def _shift(draw: np.random.Generator) -> Rule:
     return lambda x: np.roll(x, by, axis)
 
 
+def _edge(draw: np.random.Generator) -> Rule:
+    turns, colour = int(draw.integers(4)), _colour(draw)
+
+    def edge(x):
+        x = np.rot90(x, turns).copy()
+        x[0] = colour
+        return np.rot90(x, -turns)
+
+    return edge
+
+
+def _inside(draw: np.random.Generator) -> Rule:
+    colour = _colour(draw)
+
+    def inside(x):
+        x = x.copy()
+        x[1:-1, 1:-1] = colour
+        return x
+
+    return inside
+
+
+def _corners(draw: np.random.Generator) -> Rule:
+    colour = _colour(draw)
+
+    def corners(x):
+        x = x.copy()
+        x[np.ix_([0, -1], [0, -1])] = colour
+        return x
+
+    return corners
+
+
+def _count_on(draw: np.random.Generator) -> Rule:
+    by = int(draw.integers(1, COLOURS - 1))
+    return lambda x: np.where(x > 0, (x - 1 + by) % (COLOURS - 1) + 1, 0)
+
+
+def _negative(draw: np.random.Generator) -> Rule:
+    colour = _colour(draw)
+    return lambda x: np.where(x > 0, 0, colour)
+
+
 FAMILIES: Mapping[str, Family] = {
     "turn": _turn,  # a symmetry of the square
     "recolour": _recolour,  # two colours change places
@@ -148,6 +191,11 @@ FAMILIES: Mapping[str, Family] = {
     "mirror": _mirror,  # one half is the mirror image of the other
     "keep": _keep,  # all cells take one colour
     "shift": _shift,  # everything moves by one, round the edge
+    "edge": _edge,  # the cells of one side take one colour
+    "inside": _inside,  # all but the outermost cells take one colour
+    "corners": _corners,  # the four corners take one colour
+    "count": _count_on,  # colours become those some places on
+    "negative": _negative,  # what is empty takes one colour, all else becomes empty
 }
 
 
