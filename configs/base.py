@@ -182,6 +182,8 @@ def get_config() -> ConfigDict:
     q.single = 24  # passages that are incorporated each on its own
     q.continued = 50  # passages that are incorporated together
     q.edits = 8  # passages that are incorporated one after the other
+    q.steps_for_one = 400  # most optimiser steps of a night that keeps one passage
+    q.steps_for_many = 400  # of a night that keeps several
 
     c.puzzles = z = ConfigDict()  # study "few_shot"
     z.source = "generated"  # "generated", or "arc" from {data_dir}/arc_agi1/

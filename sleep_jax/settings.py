@@ -122,9 +122,11 @@ class PassagesConfig:
     single: int = 24  # passages that are incorporated one by one, each on its own (n = 1)
     continued: int = 50  # passages that are incorporated together (n = 50)
     edits: int = 8  # passages that are incorporated one after the other
+    steps_for_one: int = 400  # most optimiser steps of a night that keeps one passage
+    steps_for_many: int = 400  # of a night that keeps several
 
     def __post_init__(self):
-        for key in ("train", "single", "continued", "edits"):
+        for key in ("train", "single", "continued", "edits", "steps_for_one", "steps_for_many"):
             if getattr(self, key) < 1:
                 raise ValueError(f"passages.{key}={getattr(self, key)} must be at least 1")
 

@@ -112,15 +112,24 @@ class Bench:
         else:
             old = self.old if slots == self.grown.slots else rem.rehearsed(self.world, *asleep, cycle)
             adapters = self.start, self.dreamer
+            world = self.asleep(len(learnt))
             outcome = rem.remember(
-                self.world, name, cycle, *asleep, *adapters, learnt, old, self.config, rng.fold(key, 2)
+                world, name, cycle, *asleep, *adapters, learnt, old, self.config, rng.fold(key, 2)
             )
         self.nights.append(outcome.night)
         return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots)
 
+    def asleep(self, count: int) -> World:
+        """The world in a night that keeps so many passages: with as many steps as that takes."""
+        c = self.world.config
+        steps = c.passages.steps_for_one if count == 1 else c.passages.steps_for_many
+        return dataclasses.replace(
+            self.world, config=dataclasses.replace(c, sleep=dataclasses.replace(c.sleep, steps=steps))
+        )
+
     def fitted(self, params: Tree, memory: Memory, learnt: Sequence[Learnt], seed: int) -> Tree:
         """One scaled adapter for all that was learnt, in the gradient tokens that a night would spend."""
-        c, who = self.world.config, rem.sleeper(self.world, params, memory)
+        c, who = self.asleep(len(learnt)).config, rem.sleeper(self.world, params, memory)
         encoded = [e for t, ds in learnt for e in dream.lesson(who, t, ds, self.config.reread)]
         rows, _ = packing.pack(encoded, c.row_length)
         per_epoch = sum(len(e.tokens) for e in encoded)

@@ -52,7 +52,8 @@ def test_copies_are_of_the_kind_that_is_asked_for():
         for example in regimens.copies(PUZZLE, Regimen(augment), 24, draw(1)):
             _, (given, _) = parsed(example)
             same_places = any(
-                np.shape(given) == np.shape(p.given) and ((np.array(given) > 0) == (np.array(p.given) > 0)).all()
+                np.shape(given) == np.shape(p.given)
+                and ((np.array(given) > 0) == (np.array(p.given) > 0)).all()
                 for p in PUZZLE.shown
             )
             counts = sorted(np.ravel(given).tolist())

@@ -64,3 +64,27 @@ def test_rounds_are_counted_over_seeds():
 def test_an_arm_that_learns_nothing_has_one_row_of_edits():
     (row,) = tables.incorporation([result("base", 0, [[0.0]], [0.125])])["arms"]
     assert row["first_own"].mean == row["first_end"].mean == 0.125
+
+
+def test_trials_of_puzzles_are_counted_and_differences_taken_puzzle_by_puzzle():
+    def result(arm, solved, birth):
+        rounds = [{"rewarded": 1, "tried": 4}, {"rewarded": 3, "tried": 4}] if arm == "sleep" else []
+        tasks = {"solved": solved, "in_context": [False, True], "birth": birth, "nights": []}
+        return {"arm": arm, "seed": "s", "tasks": tasks, "rounds": rounds}
+
+    found = tables.few_shot([
+        result("ttt", [[True, False], [False, False]], [0.5, 0.5]),
+        result("ttt", [[True, True], [False, False]], [0.7, 0.7]),
+        result("sleep", [[True, True], [True, False]], [0.5, 0.4]),
+        result("sleep", [[True, True], [True, False]], [0.7, 0.6]),
+    ])  # fmt: skip
+    ttt, sleep = found["arms"]
+    assert (ttt["solved"], ttt["tried"], ttt["share"]) == (3, 8, 3 / 8)
+    assert (ttt["low"], ttt["high"]) == tables.wilson(3, 8)
+    assert ttt["by_puzzle"].mean == pytest.approx(3 / 8) and sleep["by_puzzle"].mean == pytest.approx(0.75)
+    assert ttt["by_puzzle"].error == pytest.approx(3 / 8)  # 3/4 and 0 of the two puzzles
+    assert ttt["behind"].mean == pytest.approx(3 / 8) and ttt["behind"].error == pytest.approx(1 / 8)
+    assert "behind" not in sleep and sleep["birth_after"].mean == pytest.approx(0.5)
+    assert [(r["arm"], r["rewarded"], r["tried"]) for r in found["rounds"]] == [
+        ("sleep", 2, 8), ("sleep", 6, 8)
+    ]  # fmt: skip
