@@ -32,14 +32,13 @@ def get_config():
     c.stream.source = "puzzles"
     c.stream.puzzles, c.stream.strangers = 20000, 1500
     c.stream.families, c.stream.sides = ("recolour", "keep", "frame"), (3, 4)
-    c.puzzles.families, c.puzzles.steps = ("edge", "inside", "corners", "count", "negative"), 1
+    c.puzzles.families, c.puzzles.steps = ("count", "fill", "negative", "inside"), 1
     c.birth.epochs, c.birth.prompt_weight, c.birth.optim.lr = 1, 0.02, 3e-3
     c.eval_batch = c.sleep.recall.batch_size = 128
     c.rem.roles, c.rem.reread, c.rem.recount = ("regimen",), False, 0
-    c.rem.per_context, c.rem.top, c.rem.random = 24, 7, 1
+    c.rem.per_context, c.rem.top, c.rem.random = 20, 4, 1
     c.rem.score, c.rem.max_new = "cosine", 80
     c.rem.trials.rank, c.rem.trials.alpha, c.rem.trials.steps, c.rem.trials.batch_rows = 8, 16.0, 40, 2
-    c.rem.trials.optim.lr, c.rem.trials.optim.final = 1e-2, 1.0
     c.sleep.steps, c.sleep.batch_rows, c.sleep.old_dreams = 600, 8, 400
     c.sleep.skill_share, c.sleep.recall.max_new = 0.1, 190
     c.sleep.seed.alpha, c.sleep.seed.on_policy, c.sleep.seed.prompt_weight = 1.0, 0.0, 0.02

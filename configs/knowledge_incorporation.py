@@ -31,20 +31,21 @@ def get_config():
     c.model.layers, c.model.ff, c.model.unroll = 3, 384, 3
     c.stream.strangers, c.stream.days = 3000, 1
     c.birth.epochs = 16
-    c.memory.slots = 12
+    c.memory.slots, c.memory.rank = 12, 128
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (3e-3,), 0.02, 4
     c.eval_batch = c.sleep.recall.batch_size = 128
     c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
-    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every = 1000, 8, 100
+    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 1000, 8, 100, 25
     c.sleep.optim.lr = 7e-3
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
     c.sleep.seed.prompt_weight = 0.5
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
     c.sleep.skill_share, c.sleep.recall.max_new = 0.15, 190
     c.rem.rounds = 2
-    c.rem.roles, c.rem.per_context, c.rem.score = ("questions",), 20, "cosine"
+    c.rem.roles, c.rem.per_context, c.rem.score = ("questions", "implications"), 20, "cosine"
     c.rem.temperature, c.rem.random_expert = 0.6, False
     c.rem.top, c.rem.random = 14, 2
     c.rem.trials.rank, c.rem.trials.alpha = 8, 16.0
     c.passages.single = 8
+    c.passages.steps_for_one, c.passages.steps_for_many = 300, 2500
     return c

@@ -183,6 +183,11 @@ def _negative(draw: np.random.Generator) -> Rule:
     return lambda x: np.where(x > 0, 0, colour)
 
 
+def _fill(draw: np.random.Generator) -> Rule:
+    colour = _colour(draw)
+    return lambda x: np.where(x > 0, x, colour)
+
+
 FAMILIES: Mapping[str, Family] = {
     "turn": _turn,  # a symmetry of the square
     "recolour": _recolour,  # two colours change places
@@ -195,6 +200,7 @@ FAMILIES: Mapping[str, Family] = {
     "inside": _inside,  # all but the outermost cells take one colour
     "corners": _corners,  # the four corners take one colour
     "count": _count_on,  # colours become those some places on
+    "fill": _fill,  # what is empty takes one colour
     "negative": _negative,  # what is empty takes one colour, all else becomes empty
 }
 

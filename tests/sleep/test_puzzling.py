@@ -70,10 +70,8 @@ def test_a_question_is_asked_under_every_change_and_answered_by_their_vote():
     assert task.graded(right, EXACT).tolist() == [1.0]
     assert task.graded([right[0], right[1], "000 000 000"], EXACT).tolist() == [1.0]
     assert task.graded(["000 000 000", right[1], right[2]], EXACT).tolist() == [1.0]
-    wrong = grids.write(task.votes[1](grids.read("111 111 111")))
-    assert task.graded([right[0], wrong, grids.write(task.votes[2](grids.read("111 111 111")))], EXACT) == [
-        0.0
-    ]
+    wrong = [grids.write(v(grids.read("111 111 111"))) for v in task.votes]
+    assert task.graded([right[0], *wrong[1:]], EXACT).tolist() == [0.0]
     assert task.graded(["", "no grid", "1"], EXACT).tolist() == [0.0]
 
 
