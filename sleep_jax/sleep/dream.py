@@ -286,7 +286,18 @@ def instances(
     """One awake instance for each task with what was dreamt of it: adapters, arrays [I, ...].
 
     Several dreams of a task are studied as the first of them says.
+
+    Raises:
+      FloatingPointError: as `trials.check` does.
     """
+    adapters = _tried(who, start, learnt, config)
+    trials.check(adapters, start)
+    return adapters
+
+
+def _tried(
+    who: Sleeper, start: Tree, learnt: Sequence[tuple[Task, Sequence[Dreamt]]], config: DreamConfig
+) -> Tree:
     told = [lesson(who, t, dreams, config.reread) for t, dreams in learnt]
     how = [dreams[0].how if dreams else How() for _, dreams in learnt]
     lessons = trials.lessons(told, who.row_length, how)
@@ -299,10 +310,13 @@ def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConf
     The model "without the dream" is the one that a trial differs from by the dream alone: where trials read
     the context again, it has read the context too. (Our reading. Against the untouched model every dream
     that names its subject would be rewarded.) Both arms answer the same questions greedily, so that the
-    differences are paired.
+    differences are paired. A trial whose adapter broke, or never moved, gives its dream a reason.
 
     Args:
       start: the adapter that every trial begins with.
+
+    Raises:
+      FloatingPointError: the model without any dream broke in reading a context.
     """
     c = config
     able = [d for d in made if not d.reason]
@@ -311,8 +325,13 @@ def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConf
     tasks = list({d.task.name: d.task for d in able}.values())
     without = instances(who, start, [(t, ()) for t in tasks], c) if c.reread else None
     base = dict(zip((t.name for t in tasks), grades(who, without, tasks, c), strict=True))
-    adapters = instances(who, start, [(d.task, (d,)) for d in able], c)
-    for dream, hits in zip(able, grades(who, adapters, [d.task for d in able], c), strict=True):
+    adapters = _tried(who, start, [(d.task, (d,)) for d in able], c)
+    faults = trials.faults(adapters, start)
+    found = grades(who, adapters, [d.task for d in able], c)
+    for dream, hits, fault in zip(able, found, faults, strict=True):
+        if fault:
+            dream.reason = f"its adapter {fault}"
+            continue
         paired = hits - base[dream.task.name]
         dream.before, dream.after = float(base[dream.task.name].mean()), float(hits.mean())
         dream.difference = float(paired.mean())
@@ -337,7 +356,7 @@ def grades(
             found.append(task.graded(said, grade))
         except Exception as error:  # whatever a grader fails of, it is these dreams that lose their grade
             print(f"the grader {config.grader!r} failed on {said!r:.120}: {error}")
-            found.append(np.full(len(task.questions), math.nan))
+            found.append(np.array([math.nan]))
     return found
 
 

@@ -64,8 +64,12 @@ def learn_to_dream(
         dream.select(who, start, made, config, picked)
         dream.attempt(who, start, made, config)
         good = dream.rewarded(made, config)
-        dreamer, nll = dream.learn(who, dreamer, good, config, begun, seed)
-        rounds.append(Round(number, made, nll, _note(made, good)))
+        note = _note(made, good)
+        try:
+            dreamer, nll = dream.learn(who, dreamer, good, config, begun, seed)
+        except FloatingPointError as error:
+            nll, note = math.nan, f"{error}: the dreamer stays as it is"
+        rounds.append(Round(number, made, nll, note))
     return dreamer, rounds
 
 

@@ -183,7 +183,7 @@ def in_turns(run: Callable[..., Tree], start: Tree, frozen: tuple, lesson: Tree,
 def train(
     model: Model, config: TrialConfig, params: Tree, memory: Memory | None, start: Tree, lesson: Lesson
 ) -> tuple[Tree, np.ndarray]:
-    """The adapters after each trial, all begun at `start`.
+    """The adapters after each trial, all begun at `start`; `faults` tells which of them went wrong.
 
     Args:
       model, config: of all trials.
@@ -193,14 +193,36 @@ def train(
 
     Returns:
       The adapters, arrays [I, ...], and nll_IS, the loss at each step in nats per token.
+    """
+    return in_turns(compiled(model, config), start, (params, memory), lesson, config.at_once)
+
+
+def faults(adapters: Tree, start: Tree) -> list[str]:
+    """Why each of some adapters [I, ...] must not be gone by, '' where it may.
+
+    One that is not finite knows nothing, and one whose B never left zero has learnt nothing, and would be
+    rewarded at random.
+    """
+    finite_I = np.all([np.isfinite(x).reshape(len(x), -1).all(1) for x in jax.tree.leaves(adapters)], axis=0)
+    moved_I = sum(
+        np.abs(x - np.asarray(start[name])).reshape(len(x), -1).max(1)
+        for name, x in trees.named(adapters).items()
+        if name.endswith("_b_NRO")
+    )
+    rates = "rem.trials.optim.lr or rem.learn.optim.lr"
+    still_I = np.where(moved_I == 0, f"did not move: raise {rates}", "")
+    return np.where(finite_I, still_I, f"is not finite: lower {rates}").tolist()
+
+
+def check(adapters: Tree, start: Tree) -> None:
+    """Better no night than one that goes by a broken adapter.
 
     Raises:
-      FloatingPointError: an adapter is not finite, or its B never left zero.
+      FloatingPointError: one has a fault; the message counts from 0.
     """
-    frozen = params, memory
-    adapters, nll_IS = in_turns(compiled(model, config), start, frozen, lesson, config.at_once)
-    _check(adapters, start)
-    return adapters, nll_IS
+    for i, fault in enumerate(faults(adapters, start)):
+        if fault:
+            raise FloatingPointError(f"adapter {i} {fault}")
 
 
 def fit(
@@ -218,7 +240,7 @@ def fit(
       The adapter, and its mean loss over the last pass in nats per token.
 
     Raises:
-      FloatingPointError: as in `train`.
+      FloatingPointError: as in `check`.
     """
     count = len(rows.tokens_BT)
     per_epoch = -(-count // config.batch_rows)
@@ -234,7 +256,7 @@ def fit(
             if epoch == config.epochs - 1:
                 last.append(metrics["nll"])
     adapter = partition.fetch(state.params)
-    _check(jax.tree.map(lambda x: x[None], adapter), start)
+    check(jax.tree.map(lambda x: x[None], adapter), start)
     last = partition.fetch(last)
     return adapter, float(sum(m.total for m in last) / sum(m.count for m in last))
 
@@ -243,22 +265,6 @@ def fit(
 def _fitting(model: Model, config: FitConfig, count: int):
     optimizer = optim.make(config.optim, count)
     return jax.jit(steps.make(objective(model, config.scale), optimizer), donate_argnums=0)
-
-
-def _check(adapters: Tree, start: Tree) -> None:
-    """An adapter that learnt nothing would be rewarded at random: better no night than such a one."""
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(adapters)):
-        raise FloatingPointError("an adapter is not finite: lower rem.trials.optim.lr or rem.learn.optim.lr")
-    moved_I = sum(
-        np.abs(x - np.asarray(start[name])).reshape(len(x), -1).max(1)
-        for name, x in trees.named(adapters).items()
-        if name.endswith("_b_NRO")
-    )
-    if not moved_I.all():
-        still = np.flatnonzero(moved_I == 0).tolist()
-        raise FloatingPointError(
-            f"adapters {still} did not move: raise rem.trials.optim.lr or rem.learn.optim.lr"
-        )
 
 
 def answers(

@@ -56,7 +56,7 @@ def saying(monkeypatch, who):
     def speak(*texts):
         asked = []
 
-        def generate(model, params, memory, prompts, key, sampling, *, batch_size, adapter):
+        def generate(model, params, memory, prompts, key, sampling, *, batch_size, adapter, grammar_ZV):
             asked.append((prompts, sampling, adapter))
             tokens, lengths = prompts
             assert len(tokens) == len(texts)
@@ -168,8 +168,8 @@ def graded(monkeypatch):
     def make(answer):
         learnt = []
 
-        def train(model, config, params, memory, start, rows):
-            texts = ["|".join(str(t) for t in row[row > 0]) for row in rows.tokens_BT]
+        def train(model, config, params, memory, start, lesson):
+            texts = ["|".join(str(t) for t in row[row > 0]) for row in lesson.rows.tokens_BT]
             learnt.append(texts)
             return {"rows": np.arange(len(texts)) + 10 * len(learnt)}, None
 
@@ -180,6 +180,7 @@ def graded(monkeypatch):
             ]
 
         monkeypatch.setattr(trials, "train", train)
+        monkeypatch.setattr(trials, "faults", lambda adapters, start: [""] * len(adapters["rows"]))
         monkeypatch.setattr(trials, "answers", answers)
         return learnt
 
@@ -229,6 +230,18 @@ def test_a_grader_that_fails_costs_its_dreams_alone(who, start, graded, monkeypa
     assert "the grader 'exact' failed on ['broken', 'broken']: no network" in capsys.readouterr().out
 
 
+def test_a_trial_that_broke_costs_its_dream_alone(who, start, graded, monkeypatch):
+    graded(lambda i, q: q.answer if i is None or i >= 20 else "?")
+    config = dataclasses.replace(CONFIG, reread=False)
+    monkeypatch.setattr(trials, "faults", lambda adapters, start: ["", "is not finite: lower it"])
+    made = [dreamt(TASKS[0], "a"), dreamt(TASKS[1], "b")]
+    dream.attempt(who, start, made, config)
+    assert [d.reason for d in made] == ["", "its adapter is not finite: lower it"]
+    assert made[0].before == 1 and math.isnan(made[1].after) and not made[1].reward
+    with pytest.raises(FloatingPointError, match="adapter 1 is not finite: lower it"):
+        dream.instances(who, start, [(TASKS[0], made[:1]), (TASKS[1], made[1:])], config)
+
+
 def test_what_the_dreamer_learns_from():
     made = [
         dreamt(TASKS[0], "a", before=0.0, after=0.5),
@@ -263,9 +276,9 @@ def test_one_adapter_on_all_rows_at_once_is_a_trial_on_them(who, start):
     encoded = [
         encoding.encode_text(who.tok, t, ROW)[0] for t in ("it is in Bath", "a cat is it", "free text")
     ]
-    rows = trials.lessons([encoded], ROW)
-    together, nll_IS = trials.train(who.model, CONFIG.trials, who.params, who.memory, start, rows)
-    one = jax.tree.map(lambda x: x[0], rows)
+    lesson = trials.lessons([encoded], ROW)
+    together, nll_IS = trials.train(who.model, CONFIG.trials, who.params, who.memory, start, lesson)
+    one = jax.tree.map(lambda x: x[0], lesson.rows)
     fit = FitConfig(2, 4.0, CONFIG.trials.steps, len(one.tokens_BT), CONFIG.trials.optim)
     alone, nll = trials.fit(who.model, fit, who.params, who.memory, start, one, seed=3)
     assert nll == pytest.approx(nll_IS[0, -1], rel=1e-4)
