@@ -187,8 +187,8 @@ def get_config() -> ConfigDict:
 
     c.puzzles = z = ConfigDict()  # study "few_shot"
     z.source = "generated"  # "generated", or "arc" from {data_dir}/arc_agi1/
-    z.families = ("turn", "recolour", "fall", "frame", "mirror", "keep", "shift")  # generated: of rules
-    z.steps = 2  # generated: rules of a puzzle, one after the other
+    z.families = ("count", "fill", "negative", "inside")  # generated: of rules, see data/puzzles.py
+    z.steps = 1  # generated: rules of a puzzle, one after the other
     z.train = 11  # puzzles that dreaming is learnt on
     z.given = 8  # held-out puzzles
     z.tries = 5  # regimens that are tried on each of these

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sleep_jax.bounds import at_least
-from sleep_jax.data import puzzles, regimens
+from sleep_jax.data import regimens
 from sleep_jax.data.stream import StreamConfig
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
@@ -140,8 +140,8 @@ class PuzzlesConfig:
     """
 
     source: Literal["generated", "arc"] = "generated"  # "arc" reads {data_dir}/arc_agi1/
-    families: tuple[str, ...] = tuple(puzzles.FAMILIES)  # generated: of the rules of a puzzle
-    steps: int = 2  # generated: rules of a puzzle, one after the other
+    families: tuple[str, ...] = ("count", "fill", "negative", "inside")  # generated: of the rules of a puzzle
+    steps: int = 1  # generated: rules of a puzzle, one after the other
     train: int = 11  # puzzles that dreaming is learnt on
     given: int = 8  # held-out puzzles
     tries: int = 5  # regimens that are tried on each of these

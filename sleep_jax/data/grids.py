@@ -56,7 +56,7 @@ class Puzzle:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """An invertible change of every grid of a puzzle: first turned, then flipped, then coloured anew.
+    """An invertible change of every grid of a puzzle: first turned, then transposed, then coloured anew.
 
     Attributes:
       turns: quarter turns to the left.
@@ -94,15 +94,13 @@ def _grid(x: np.ndarray) -> Grid:
     return tuple(tuple(int(c) for c in row) for row in x)
 
 
-TURNS = tuple(Augmentation(turns=n) for n in range(1, 4))
-FLIPS = tuple(Augmentation(turns=n, transpose=True) for n in (1, 3))
-TRANSPOSITIONS = tuple(Augmentation(turns=n, transpose=True) for n in (0, 2))
+# The identity, three turns, two flips (turned once or thrice and transposed), two transpositions.
+SYMMETRIES = tuple(Augmentation(n, transpose) for transpose in (False, True) for n in range(4))
 
 
-def recoloured(draw: np.random.Generator, black: bool = True) -> Augmentation:
-    """A random permutation of the colours; 0 stays 0 where `black`, most puzzles use it as background."""
-    first = int(black)
-    return Augmentation(colours=(*range(first), *(first + int(c) for c in draw.permutation(COLOURS - first))))
+def recoloured(draw: np.random.Generator) -> tuple[int, ...]:
+    """A random permutation of the colours, for `Augmentation`; 0, most puzzles' background, stays 0."""
+    return 0, *(1 + int(c) for c in draw.permutation(COLOURS - 1))
 
 
 def left_out(puzzle: Puzzle, count: int = 1) -> list[Puzzle]:

@@ -61,20 +61,20 @@ def read(text: str) -> Regimen | None:
 
 def augmentation(augment: str, draw: np.random.Generator) -> Augmentation:
     """One change of a kind of `AUGMENTS`, drawn evenly; of "symmetries" all eight, the identity included."""
-    turned = augment in ("symmetries", "both")
-    coloured = augment in ("colours", "both")
-    return Augmentation(
-        turns=int(draw.integers(4)) if turned else 0,
-        transpose=bool(draw.integers(2)) if turned else False,
-        colours=grids.recoloured(draw).colours if coloured else Augmentation().colours,
-    )
+    change = Augmentation()
+    if augment in ("symmetries", "both"):
+        change = grids.SYMMETRIES[draw.integers(len(grids.SYMMETRIES))]
+    if augment in ("colours", "both"):
+        change = dataclasses.replace(change, colours=grids.recoloured(draw))
+    return change
 
 
 def copies(puzzle: Puzzle, regimen: Regimen, count: int, draw: np.random.Generator) -> list[Example]:
     """`count` changed copies of the puzzle's demonstrations, each a question with its answer.
 
-    Every demonstration is asked as often as any other. What the puzzle itself asks for is in none of them.
-    Where there are too few demonstrations to leave out as many as the regimen says, one is left out.
+    Every demonstration is asked as often as any other, give or take one. What the puzzle itself asks for is
+    in none of them. Where there are too few demonstrations to leave out as many as the regimen says, one is
+    left out.
 
     Raises:
       ValueError: the puzzle has one demonstration: nothing is left to show when it is asked for.

@@ -182,7 +182,6 @@ def imagine(
         raise ValueError("there is no task to dream of")
     c, tok = config, who.tok
     room = who.model.config.max_len - c.max_new
-    longest = min(who.row_length, who.model.config.max_len - who.answer_tokens)  # to be read, and asked again
     made, asked = [], []
     for task in tasks:
         for n in range(c.per_context):
@@ -223,11 +222,19 @@ def imagine(
             dream.reason = "it says nothing"
         elif (dream.task.name, dream.text) in seen and not dream.task.repeats:
             dream.reason = "duplicate"
-        elif any(len(e.tokens) > longest for e in _encoded(who, dream.says)):
-            key = "row_length" if longest == who.row_length else "model.max_len - answer_tokens"
-            dream.reason = f"a line is longer than {key}={longest}"
+        else:
+            dream.reason = too_long(who, dream.says)
         seen.add((dream.task.name, dream.text))
     return made
+
+
+def too_long(who: Sleeper, said: Sequence[Example]) -> str:
+    """Why this cannot be learnt and asked again, '' where it can."""
+    longest = min(who.row_length, who.model.config.max_len - who.answer_tokens)
+    if all(len(e.tokens) <= longest for e in _encoded(who, said)):
+        return ""
+    key = "row_length" if longest == who.row_length else "model.max_len - answer_tokens"
+    return f"a line is longer than {key}={longest}"
 
 
 def _encoded(who: Sleeper, said: Sequence[Example]) -> list[Encoded]:
@@ -249,7 +256,8 @@ def lesson(who: Sleeper, task: Task, dreams: Sequence[Dreamt], reread: bool) -> 
 def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfig, key: Array) -> None:
     """Ranks the dreams of each context by their gradients and gives a reason to those that are not tried.
 
-    By |g|, by <g, g_val> / (|g| |g_val|), or by what each adds to those picked before it.
+    By |g|, by <g, g_val> / (|g| |g_val|), or by what each adds to those picked before it. How fast and how
+    long a dream is studied is not in it.
     The validation gradient of a dream is that of reading its context, which is at hand and asks no question:
     our reading, the paper says "size/alignment" and not with what.
     """

@@ -28,19 +28,19 @@ class PuzzleTask(Task):
       puzzle: what it is of.
       votes: the augmentations that every question is asked under.
       copies: of the demonstrations, that a trial learns from.
-      seed: of the copies; each dream of a puzzle draws its own.
+      seed: of votes and copies; the dreams of a round draw their own copies each.
     """
 
     puzzle: Puzzle
     votes: tuple[Augmentation, ...]
     copies: int
-    seed: int
+    seed: tuple[int, ...]
     repeats = True
 
     @classmethod
-    def of(cls, puzzle: Puzzle, votes: int, copies: int, seed: int) -> "PuzzleTask":
+    def of(cls, puzzle: Puzzle, votes: int, copies: int, seed: tuple[int, ...]) -> "PuzzleTask":
         """The task of a puzzle; everything drawn is drawn from the seed."""
-        changes = regimens.votes(votes, np.random.default_rng([seed, 0]))
+        changes = regimens.votes(votes, np.random.default_rng([*seed, 0]))
         asked = (
             question
             for pair in puzzle.asked
@@ -54,7 +54,7 @@ class PuzzleTask(Task):
         if regimen is None:
             return (), How()
         made = regimens.copies(
-            self.puzzle, regimen, self.copies, np.random.default_rng([self.seed, 1, number])
+            self.puzzle, regimen, self.copies, np.random.default_rng([*self.seed, 1, number])
         )
         return tuple(made), How(regimen.rate, regimen.share, float(regimen.learn == "all"))
 

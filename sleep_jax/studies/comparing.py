@@ -6,11 +6,14 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sleep_jax import checkpoint, life, methods, report
+from sleep_jax import checkpoint, life, methods, metrics, report
 from sleep_jax.data import stream
 from sleep_jax.fit import World
 from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
+from sleep_jax.sleep import rem
+from sleep_jax.sleep.dream import DreamConfig, Sleeper, Task
+from sleep_jax.types import Array, Tree
 
 
 def compare(
@@ -52,11 +55,34 @@ def compare(
             world = life.world_of(config, seed, base / name, material, newborn.tok, name)
             world.newborn = newborn.params
             checkpoint.sweep(world.workdir)
-            live(world, arms[name], grown)
+            try:
+                live(world, arms[name], grown)
+            except FloatingPointError as error:  # the other arms and seeds are not to blame
+                print(f"{name} · seed {seed} ends here, without a row in the tables: {error}", flush=True)
             world.writer.close()
             show(root, collected(root, arms, parts))
             report.write(root)
     return collected(root, arms, parts)
+
+
+def dreaming(arm: Any, config: DreamConfig) -> DreamConfig:
+    """How an arm dreams: without `arm.select` as many dreams are tried, but any of them."""
+    if not arm.select:
+        config = dataclasses.replace(config, top=0, random=config.top + config.random)
+    if arm.random_expert is not None:
+        config = dataclasses.replace(config, random_expert=arm.random_expert)
+    return config
+
+
+def taught(
+    world: World, who: Sleeper, start: Tree, tasks: Sequence[Task], config: DreamConfig, key: Array
+) -> tuple[Tree | None, list[rem.Round]]:
+    """`rem.learn_to_dream`, written down: dreams/round-<n>.jsonl and rounds.json."""
+    learnt, rounds = rem.learn_to_dream(who, start, tasks, config, key, world.seed)
+    for one in rounds:
+        metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told_of, one.dreams))
+    metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
+    return learnt, rounds
 
 
 def collected(root: pathlib.Path, arms: Mapping[str, Any], parts: Sequence[str]) -> list[dict]:

@@ -7,6 +7,7 @@ are selected and whose rewarded instances were consolidated into a fresh slot be
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 
 from sleep_jax import metrics, phases, rng, terminal
 from sleep_jax.data import dreams as text
-from sleep_jax.data import puzzles
+from sleep_jax.data import encoding, puzzles
+from sleep_jax.data.grids import Puzzle
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.phases import State
@@ -22,6 +24,7 @@ from sleep_jax.settings import Config
 from sleep_jax.sleep import dream, night, rem
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Sleeper
 from sleep_jax.sleep.puzzling import PuzzleTask, grammar_of
+from sleep_jax.sleep.seeding import Variant
 from sleep_jax.studies import comparing, tables
 from sleep_jax.types import Array, Tree
 
@@ -34,7 +37,7 @@ class Arm:
       tries: learn from the demonstrations at all; False answers in context.
       dream: a regimen is dreamt for every trial; False takes the one of `puzzles.regimen` for all.
       learn: by a dreamer that has learnt from what was rewarded on other puzzles.
-      select: regimens are tried that rank by their gradients; False are the first ones.
+      select: regimens are tried that rank by their gradients; False are as many drawn at random.
       random_expert: each router opens one random expert more while it dreams; None as `rem` says.
       keep: what was learnt of those puzzles is kept in a fresh slot, before new ones come.
     """
@@ -74,7 +77,7 @@ def run(config: Config, workdir: str) -> list[dict]:
             f"rem.reread={config.rem.reread}, rem.recount={config.rem.recount} and rem.roles="
             f"{config.rem.roles}: puzzles are studied by regimens alone: set False, 0 and ('regimen',)"
         )
-    train, given = tasks_of(config)
+    train, given = puzzles_of(config)
 
     def lived(world: World, arm: Arm, grown: State) -> None:
         live(world, arm, grown, train, given)
@@ -82,7 +85,7 @@ def run(config: Config, workdir: str) -> list[dict]:
     return comparing.compare(config, workdir, ARMS, PARTS, lived, show)
 
 
-def tasks_of(config: Config) -> tuple[list[PuzzleTask], list[PuzzleTask]]:
+def puzzles_of(config: Config) -> tuple[tuple[Puzzle, ...], tuple[Puzzle, ...]]:
     """The puzzles that dreaming is learnt on, and those that are taken afterwards."""
     c, asked = config.puzzles, config.stream.probes
     if c.source == "arc":
@@ -100,48 +103,67 @@ def tasks_of(config: Config) -> tuple[list[PuzzleTask], list[PuzzleTask]]:
     for key, have, want in (("train", train, c.train), ("given", given, c.given)):
         if len(have) < want:
             raise ValueError(f"puzzles.{key} asks for {want} puzzles, but there are {len(have)}: lower it")
-    return tuple(
-        [PuzzleTask.of(p, c.votes, c.copies, i) for i, p in enumerate(of)]
-        for of in (train[: c.train], given[: c.given])
-    )
+    return train[: c.train], given[: c.given]
 
 
-def live(
-    world: World, arm: Arm, grown: State, train: Sequence[PuzzleTask], given: Sequence[PuzzleTask]
-) -> None:
+def tasks_of(world: World, of: Sequence[Puzzle], part: int) -> list[PuzzleTask]:
+    """Those of some puzzles that fit into the model, as tasks; the others are told of."""
+    c = world.config
+    room = min(c.row_length, c.model.max_len - c.answer_tokens)
+    tasks = []
+    for i, puzzle in enumerate(of):
+        task = PuzzleTask.of(puzzle, c.puzzles.votes, c.puzzles.copies, (world.seed, part, i))
+        asked = [*task.questions, *task.reading()]
+        longest = max(len(encoding.encode_answering(world.tok, q).tokens) for q in asked)
+        answer = max(encoding.answer_lengths(world.tok, asked))
+        reason = "" if task.reading() else "it has one demonstration, and none is left when that is asked for"
+        if longest > room or answer > c.answer_tokens:
+            reason = (
+                f"it takes {longest} tokens and its answers {answer}, but row_length and model.max_len - "
+                f"answer_tokens leave {room}, and answer_tokens={c.answer_tokens}"
+            )
+        if reason:
+            print(f"puzzle {puzzle.name} is left out and counts as not solved: {reason}")
+        else:
+            tasks.append(task)
+    return tasks
+
+
+def live(world: World, arm: Arm, grown: State, train: Sequence[Puzzle], given: Sequence[Puzzle]) -> None:
     """All parts of one arm: learning to dream, keeping what was learnt, and the puzzles that are held out."""
-    config = world.config.rem
-    if not arm.select:  # as many are dreamt and tried, but any of them
-        config = dataclasses.replace(config, top=0, random=config.top + config.random)
-    if arm.random_expert is not None:
-        config = dataclasses.replace(config, random_expert=arm.random_expert)
-    key = rng.stream(world.seed, "few_shot")
+    config, key = comparing.dreaming(arm, world.config.rem), rng.stream(world.seed, "few_shot")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
     dreamer = lora.init(world.model.config, config.learn.rank, rng.fold(key, 1))  # the learner as it is
+    learning, held_out = tasks_of(world, train, 0), tasks_of(world, given, 1)
 
     def learnt(state: State) -> State:
         who = _sleeper(world, state)
-        taught, rounds = rem.learn_to_dream(who, start, train, config, rng.fold(key, 2), world.seed)
-        for one in rounds:
-            metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told_of, one.dreams))
-        metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
+        taught, rounds = comparing.taught(world, who, start, learning, config, rng.fold(key, 2))
         state = dataclasses.replace(state, extra={"dreamer": dreamer if taught is None else taught})
         return _kept(world, state, start, rounds, config, rng.fold(key, 3)) if arm.keep else state
 
     def taken(state: State) -> State:
         before = _known(world, grown)
         after = _known(world, state) if arm.keep else before
-        found = {"birth": [before, after], "nights": [dataclasses.asdict(n) for n in state.nights]}
         who = _sleeper(world, state)
-        in_context = [bool(hits.all()) for hits in dream.grades(who, None, given, config)]
-        if arm.tries:
-            made = _regimens(who, arm, state.extra["dreamer"], given, world, start, config, rng.fold(key, 4))
+        solved = [bool(hits.mean() == 1) for hits in dream.grades(who, None, held_out, config)]
+        in_context = dict(zip((t.name for t in held_out), solved, strict=True))
+        made: list[Dreamt] = []
+        if arm.tries and held_out:
+            drawn = rng.fold(key, 4)
+            made = _regimens(who, arm, state.extra["dreamer"], held_out, world, start, config, drawn)
             dream.attempt(who, start, made, config)
             metrics.write_dreams(world.workdir, "given", map(rem.told_of, made))
-            tried = [[d.after == 1 for d in made if d.task is t and not d.reason] for t in given]
-        else:
-            tried = [[hit] for hit in in_context]
-        metrics.write_json(world.workdir, "tasks.json", found | {"in_context": in_context, "solved": tried})
+        # A trial that broke, or that could not be made, has not solved its puzzle.
+        hits = Counter(d.task.name for d in made if d.after == 1 and not d.reason)
+        found = {
+            "birth": [before, after],
+            "nights": [dataclasses.asdict(n) for n in state.nights],
+            "in_context": [in_context.get(p.name, False) for p in given],
+        }
+        tried = [[n < hits[p.name] for n in range(world.config.puzzles.tries)] for p in given]
+        found["solved"] = tried if arm.tries else [[hit] for hit in found["in_context"]]
+        metrics.write_json(world.workdir, "tasks.json", found)
         return state
 
     state = dataclasses.replace(grown, extra={"dreamer": dreamer}, nights=[])
@@ -187,7 +209,8 @@ def _regimens(
         for n in range(c.tries):
             says, how = task.read(c.regimen, n)
             prompt = text.prompt(config.roles[0], task.context)
-            made.append(Dreamt(task, config.roles[0], prompt, c.regimen, says, how))
+            reason = dream.too_long(who, says)
+            made.append(Dreamt(task, config.roles[0], prompt, c.regimen, says, how, reason))
     return made
 
 
@@ -199,33 +222,24 @@ def _kept(
     config: DreamConfig,
     key: Array,
 ) -> State:
-    """The learner after a night that keeps an instance of every puzzle that a rewarded regimen solved."""
+    """The learner after a night that keeps an instance of every puzzle that had a rewarded regimen."""
+    cycle = len(world.stream.days) + 1
+    name, asleep = f"{cycle:03d}-puzzles", (state.params, state.memory, state.slots)
     best: dict[str, Dreamt] = {}
     for one in rounds:
         for d in dream.rewarded(one.dreams, config):
             if d.task.name not in best or d.after > best[d.task.name].after:
                 best[d.task.name] = d
+    memory, slots, reason = night.make_room(world, name, cycle, *asleep, Variant())
     if not best:
-        ended = metrics.Night(
-            1, "puzzles", "rolled back", "no regimen was rewarded: nothing to keep", rem=True
-        )
-        return dataclasses.replace(state, nights=[ended])
+        reason = "no regimen was rewarded: there is nothing to keep"
+    if reason:
+        ended = metrics.Night(cycle, "puzzles", "rolled back", reason, rem=True)
+        return dataclasses.replace(state, memory=memory, slots=slots, nights=[ended])
+    asleep = state.params, memory, slots
+    old = rem.rehearsed(world, *asleep, cycle)
     learnt = [(d.task, (d,)) for d in best.values()]
-    old = rem.rehearsed(world, state.params, state.memory, state.slots, 1)
-    outcome = rem.remember(
-        world,
-        "001-puzzles",
-        1,
-        state.params,
-        state.memory,
-        state.slots,
-        start,
-        None,
-        learnt,
-        old,
-        config,
-        key,
-    )
+    outcome = rem.remember(world, name, cycle, *asleep, start, None, learnt, old, config, key)
     return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots, nights=[outcome.night])
 
 

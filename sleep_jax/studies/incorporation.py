@@ -39,7 +39,7 @@ class Arm:
       read: learn anything at all; False asks the learner as it is.
       dream: learn from dreams of the passage beside the passage itself.
       learn: dreams of a dreamer that has learnt by ReST-EM; False are dreams of the learner as it is.
-      select: dreams are tried that rank by their gradients; False are the first ones.
+      select: dreams are tried that rank by their gradients; False are as many drawn at random.
       random_expert: whether each router opens one random expert more while it dreams; None is as
         `rem.random_expert` says.
       keep: Knowledge Seeding into a fresh slot; False leaves an adapter, and adds it to the weights where
@@ -116,6 +116,7 @@ class Bench:
             outcome = rem.remember(
                 world, name, cycle, *asleep, *adapters, learnt, old, self.config, rng.fold(key, 2)
             )
+            self.world.account = world.account  # a night that was taken up again has read its own
         self.nights.append(outcome.night)
         return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots)
 
@@ -280,21 +281,14 @@ def _named(tasks: Sequence[Task]) -> list[Task]:
 
 def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Sequence[Task]) -> None:
     """All parts of one arm."""
-    c, config = world.config.passages, world.config.rem
-    if not arm.select:  # as many are dreamt and tried, but any of them
-        config = dataclasses.replace(config, top=0, random=config.top + config.random)
-    if arm.random_expert is not None:
-        config = dataclasses.replace(config, random_expert=arm.random_expert)
+    c, config = world.config.passages, comparing.dreaming(arm, world.config.rem)
     key = rng.stream(world.seed, "incorporation")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
     dreamer = lora.init(world.model.config, config.learn.rank, rng.fold(key, 1))  # the learner as it is
 
     def taught(state: State) -> State:
         who = rem.sleeper(world, state.params, state.memory)
-        learnt, rounds = rem.learn_to_dream(who, start, train, config, rng.fold(key, 2), world.seed)
-        for one in rounds:
-            metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told_of, one.dreams))
-        metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
+        learnt, _ = comparing.taught(world, who, start, train, config, rng.fold(key, 2))
         return dataclasses.replace(state, extra={"dreamer": dreamer if learnt is None else learnt})
 
     state = dataclasses.replace(grown, extra={"dreamer": dreamer})

@@ -108,6 +108,14 @@ class Draws:
         ("keep", (5,), [[5, 0, 5], [0, 5, 0], [5, 5, 0]]),
         ("shift", (0, 1), [[1, 1, 0], [1, 0, 2], [0, 3, 0]]),
         ("shift", (1, -1), [[0, 2, 1], [3, 0, 0], [1, 0, 1]]),
+        ("edge", (0, 7), [[7, 7, 7], [0, 3, 0], [1, 1, 0]]),
+        ("edge", (1, 7), [[1, 0, 7], [0, 3, 7], [1, 1, 7]]),
+        ("inside", (7,), [[1, 0, 2], [0, 7, 0], [1, 1, 0]]),
+        ("corners", (7,), [[7, 0, 7], [0, 3, 0], [7, 1, 7]]),
+        ("count", (8,), [[9, 0, 1], [0, 2, 0], [9, 9, 0]]),
+        ("count", (2,), [[3, 0, 4], [0, 5, 0], [3, 3, 0]]),
+        ("fill", (7,), [[1, 7, 2], [7, 3, 7], [1, 1, 7]]),
+        ("negative", (7,), [[0, 7, 0], [7, 0, 7], [0, 0, 7]]),
     ],
     ids=str,
 )
@@ -127,10 +135,17 @@ def test_generated_puzzles_are_a_function_of_seed_and_number():
 
 
 def test_two_steps_are_one_rule_after_the_other():
-    (p,) = puzzles.generated((3,), 1, ["frame"], steps=1)
-    (q,) = puzzles.generated((3,), 1, ["frame"], steps=2)
-    colours = {x.wanted[0][0] for x in (*q.shown, *q.asked)}
-    assert len(colours) == 1 and q.name == "frame+frame 0" and p.name == "frame 0"
+    assert puzzles.generated((3,), 1, ["frame"])[0].name == "frame 0"
+    both = puzzles.generated((3,), 40, ["frame", "shift"], steps=2)
+    assert len({p.name.split()[0] for p in both}) == 4
+
+    def framed(x):
+        x = np.array(x)
+        return len({*x[0], *x[-1], *x[:, 0], *x[:, -1]}) == 1
+
+    for p in both:
+        last = p.name.split()[0].endswith("+frame")
+        assert all(framed(x.wanted) for x in p.shown) == last, "a frame that is shifted is one no more"
 
 
 def test_steps_that_undo_each_other_are_drawn_anew():

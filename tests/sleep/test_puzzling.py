@@ -16,7 +16,7 @@ from sleep_jax.sleep.trials import How, TrialConfig
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 MADE = puzzles.generated((1,), 2, ["recolour", "keep"], sides=(3, 3))
-TASKS = [PuzzleTask.of(p, 3, 4, i) for i, p in enumerate(MADE)]
+TASKS = [PuzzleTask.of(p, 3, 4, (i,)) for i, p in enumerate(MADE)]
 CONFIG = DreamConfig(
     roles=("regimen",), per_context=4, top=2, random=1, reread=False, recount=0, max_new=80, batch_size=8,
     trials=TrialConfig(rank=2, alpha=4.0, steps=4, batch_rows=1, at_once=4),
@@ -77,7 +77,7 @@ def test_a_question_is_asked_under_every_change_and_answered_by_their_vote():
 
 def test_two_questions_of_a_puzzle_have_a_grade_each():
     both = dataclasses.replace(MADE[0], asked=(MADE[0].asked[0], MADE[0].shown[0]), shown=MADE[0].shown[1:])
-    task = PuzzleTask.of(both, 2, 4, 0)
+    task = PuzzleTask.of(both, 2, 4, (0,))
     right = [q.answer for q in task.questions]
     assert len(right) == 4 and task.graded(right, EXACT).tolist() == [1.0, 1.0]
     assert task.graded([*right[:2], "1", "2"], EXACT).tolist() == [1.0, 0.0]

@@ -76,7 +76,7 @@ def test_every_arm_takes_the_puzzles_it_has_never_seen(compiled, solving, tmp_pa
     found = {r["arm"]: r for r in results}
     assert found["icl"]["tasks"]["solved"] == [[hit] for hit in found["icl"]["tasks"]["in_context"]]
     for arm in ("ttt", "seal", "sleep"):
-        assert found[arm]["tasks"]["solved"] == [[False, True]] * 2
+        assert found[arm]["tasks"]["solved"] == [[True, False]] * 2
         dreams = [json.loads(line) for line in (tmp_path / arm / "dreams" / "given.jsonl").open()]
         assert len([d for d in dreams if not d["reason"]]) == 4
     said = {d["text"] for d in map(json.loads, (tmp_path / "ttt" / "dreams" / "given.jsonl").open())}
@@ -93,10 +93,48 @@ def test_every_arm_takes_the_puzzles_it_has_never_seen(compiled, solving, tmp_pa
     page = (tmp_path / "report.html").read_text()
     assert "Puzzles" in page and "What was tried" in page
 
-    shutil.rmtree(tmp_path / "sleep" / "phases" / "002-given")
+    def written():
+        return [p.read_text() for p in sorted((tmp_path / "sleep" / "dreams").iterdir())]
+
+    before = written()
+    for phase in ("001-dreamer", "002-given"):
+        shutil.rmtree(tmp_path / "sleep" / "phases" / phase)
     (tmp_path / "sleep" / "tasks.json").unlink()
     with lives.quick(compiled):
         assert few_shot.run(config, str(tmp_path)) == results, "the same, for it was done or done again"
+    assert written() == before
+
+
+def test_puzzles_that_do_not_fit_and_trials_that_break_are_not_solved(
+    compiled, tmp_path, monkeypatch, capsys
+):
+    """One held-out puzzle is too long, and every trial of the other breaks: the study ends as any other."""
+    wide = puzzles.generated((5,), 1, ["edge"], sides=(6, 6))
+    given = few_shot.puzzles_of(lives.config(**SMALL))
+    monkeypatch.setattr(few_shot, "puzzles_of", lambda config: (given[0], (given[1][0], *wide)))
+    broken = lives.changed(SMALL, method="icl,ttt", rem={"trials": {"optim": {"lr": 1e-45}}})
+    with lives.quick(compiled):
+        icl, ttt = few_shot.run(lives.config(**broken), str(tmp_path))
+    assert icl["tasks"]["solved"] == [[False], [False]] and ttt["tasks"]["solved"] == [[False, False]] * 2
+    said = capsys.readouterr().out
+    assert f"puzzle {wide[0].name} is left out and counts as not solved: it takes" in said
+    dreams = [json.loads(line) for line in (tmp_path / "ttt" / "dreams" / "given.jsonl").open()]
+    assert {d["reason"].split(":")[0] for d in dreams} == {"its adapter did not move"}
+
+
+def test_an_arm_that_breaks_has_no_row_and_the_others_go_on(compiled, tmp_path, monkeypatch, capsys):
+    whole = few_shot.dream.attempt
+
+    def attempt(who, start, made, config):
+        if made[0].text == lives.config(**SMALL).puzzles.regimen:
+            raise FloatingPointError("it broke")
+        whole(who, start, made, config)
+
+    monkeypatch.setattr(dream, "attempt", attempt)
+    config = lives.config(**lives.changed(SMALL, method="ttt,own"))
+    with lives.quick(compiled):
+        assert [r["arm"] for r in few_shot.run(config, str(tmp_path))] == ["own"]
+    assert "ttt · seed 0 ends here, without a row in the tables: it broke" in capsys.readouterr().out
 
 
 def test_without_a_reward_nothing_is_kept_and_the_study_goes_on(compiled, tmp_path, monkeypatch):
@@ -112,18 +150,18 @@ def test_without_a_reward_nothing_is_kept_and_the_study_goes_on(compiled, tmp_pa
 @pytest.mark.skipif(not (DATA / "arc_agi1").exists(), reason=f"no arc_agi1 in {DATA}")
 def test_the_puzzles_of_arc_are_seals_and_settings_are_chosen_on_others():
     arc = lives.changed(SMALL, data_dir=str(DATA), puzzles={"source": "arc", "train": 11, "given": 8})
-    train, given = few_shot.tasks_of(lives.config(**arc))
+    train, given = few_shot.puzzles_of(lives.config(**arc))
     assert [t.name for t in train] == list(puzzles.SEAL["training"])
     assert [t.name for t in given] == list(puzzles.SEAL["evaluation"])
-    _, chosen_on = few_shot.tasks_of(lives.config(**lives.changed(arc, stream={"probes": "valid"})))
+    _, chosen_on = few_shot.puzzles_of(lives.config(**lives.changed(arc, stream={"probes": "valid"})))
     names = {t.name for t in chosen_on}
     assert len(names) == 8 and not names & {*puzzles.SEAL["training"], *puzzles.SEAL["evaluation"]}
 
 
 def test_generated_puzzles_of_one_part_are_not_those_of_another():
-    _, test = few_shot.tasks_of(lives.config(**SMALL))
-    train, valid = few_shot.tasks_of(lives.config(**lives.changed(SMALL, stream={"probes": "valid"})))
-    told = [{t.context for t in tasks} for tasks in (train, valid, test)]
+    _, test = few_shot.puzzles_of(lives.config(**SMALL))
+    train, valid = few_shot.puzzles_of(lives.config(**lives.changed(SMALL, stream={"probes": "valid"})))
+    told = [{p.asked for p in of} for of in (train, valid, test)]
     assert not told[0] & told[1] and not told[1] & told[2] and not told[0] & told[2]
 
 

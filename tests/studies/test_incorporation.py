@@ -19,7 +19,14 @@ SMALL = {
     "stream": {"days": 1},
     "model": {"max_len": 96},
     "memory": {"slots": 4},
-    "passages": {"train": 1, "single": 1, "continued": 2, "edits": 2},
+    "passages": {
+        "train": 1,
+        "single": 1,
+        "continued": 2,
+        "edits": 2,
+        "steps_for_one": 6,
+        "steps_for_many": 4,
+    },
     "rem": {"trials": {"rank": 4, "steps": 80, "at_once": 4}, "recount": 2},
 }
 
@@ -73,6 +80,11 @@ def test_every_arm_takes_in_passages_and_is_asked_without_them(born, compiled, d
     assert "Rewarded dreams" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert "Passages" in page and "What was tried" in page
+
+    lived = map(json.loads, (tmp_path / "sleep" / "metrics.jsonl").read_text().splitlines())
+    taken = [(line["phase"], line["step"]) for line in lived]
+    assert max(n for phase, n in taken if phase == "single") == 6, "steps_for_one"
+    assert max(n for phase, n in taken if phase == "continued") == 4, "steps_for_many"
 
     before = {arm: parts(tmp_path, arm) for arm in share}
     lines = (tmp_path / "sleep" / "metrics.jsonl").read_text()
