@@ -8,6 +8,8 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sleep_jax/__init__.py").read_text()).group(1)
 TEST = ["pytest>=8", "pytest-xdist", "rapidfuzz", "hypothesis", "scipy", "setuptools"]
+# Other programs that checkpoints are compared with; the tests that need them are skipped without.
+TEST += ["safetensors", "torch", "transformers"]
 TFDS = ["tensorflow-datasets"]
 
 setuptools.setup(

@@ -51,6 +51,12 @@ def get_config() -> ConfigDict:
     m.ff = 352  # F, hidden units of an MLP
     m.max_len = 64  # tokens, longest sequence
     m.rope_theta = 10_000.0  # base of the rotary wavelengths
+    m.rope_factor = 1.0  # that these are stretched by; 1: not (Llama 3.1: 8)
+    m.rope_original = 0  # tokens, context before stretching: short wavelengths stay; 0 stretches all alike
+    m.rope_low = 1.0  # turns in that context below which a wavelength is stretched wholly
+    m.rope_high = 4.0  # turns in that context above which it is not stretched
+    m.window = 0  # tokens that the layers of window_layers look back, their own included
+    m.window_layers = ()  # counted from 0; the others see all
     m.norm_eps = 1e-6  # added to mean squares
     m.tie_embeddings = True  # one table for input and output
     m.qk_norm = False  # RMSNorm of queries and keys (Qwen 3)

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # be placed here.
 LAYERS = (
     ("types", "bounds"),
-    ("trees", "rng", "cost"),
+    ("trees", "rng", "cost", "tensorfile"),
     ("ops", "data"),
     ("model", "losses", "optim", "partition", "checkpoint", "metrics", "evals"),
     ("steps", "rollout", "terminal"),
