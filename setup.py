@@ -9,8 +9,9 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sleep_jax/__init__.py").read_text()).group(1)
 TEST = ["pytest>=8", "pytest-xdist", "rapidfuzz", "hypothesis", "scipy", "setuptools"]
 # Other programs that checkpoints are compared with; the tests that need them are skipped without.
-TEST += ["safetensors", "torch", "transformers"]
+TEST += ["jinja2", "safetensors", "torch", "transformers"]
 TFDS = ["tensorflow-datasets"]
+HF = ["huggingface_hub", "jinja2"]  # checkpoints by name, and their chat templates
 
 setuptools.setup(
     name="sleep_jax",
@@ -41,6 +42,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "tfds": TFDS,
+        "hf": HF,
         "bench": ["torch", "transformers", "peft"],  # what launch.bench --suite=dream measures itself against
         "test": TEST,
         "dev": [*TEST, "ruff"],

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.seed = 0  # of everything random
     c.seeds = 1  # number of lives, with seeds seed, seed + 1, ...
     c.data_dir = ""  # folder that holds data sets, such as clinc150/data_full.json
-    c.tokenizer = ""  # path of a tokenizer.json; empty trains one at birth
+    c.tokenizer = ""  # path of a tokenizer.json; empty trains one at birth, or is that of model.checkpoint
     c.vocab_size = 1024  # tokens, upper bound for a tokenizer trained at birth
     c.row_length = 64  # tokens per packed row
     c.answer_tokens = 16  # tokens, longest answer
@@ -42,6 +42,11 @@ def get_config() -> ConfigDict:
     s.tfds_splits = ("train[:90%]", "train[90%:]", "test")  # tfds: train, valid, test
 
     c.model = m = ConfigDict()
+    # What a life starts from in place of random numbers: a folder as transformers saves it (Llama 3, SmolLM2,
+    # Qwen 2.5, Qwen 3), one of llama2.c, or a name on the hub such as "Qwen/Qwen3-0.6B". Its config.json then
+    # sets all keys below but max_len, compute_dtype, remat and unroll, its files the type of the parameters,
+    # and the tokenizer is its own. birth.epochs passes over the birth documents follow, 0 for none.
+    m.checkpoint = ""  # empty is training from scratch
     m.vocab_size = 1024  # tokens; the tokenizer's own number takes its place
     m.width = 128  # D, channels
     m.layers = 4  # N
@@ -82,8 +87,8 @@ def get_config() -> ConfigDict:
     d.mode = "jit"  # "jit", or "map" for one program per device
 
     c.birth = b = ConfigDict()
-    b.checkpoint = ""  # folder birth/ of an earlier run to start from; empty trains from scratch
-    b.epochs = 10  # passes over the birth documents
+    b.checkpoint = ""  # folder birth/ of an earlier run to start from, in place of training
+    b.epochs = 10  # passes over the birth documents; 0, behind model.checkpoint alone, takes it as it is
     b.batch_rows = 16  # rows per step
     b.blanks = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
     b.optim = _optim(lr=2e-3, weight_decay=0.1)

@@ -16,6 +16,7 @@ class ModelConfig:
       ValueError: two settings disagree; the message names both and the keys that set them.
     """
 
+    checkpoint: str = ""  # what a life starts from in place of random numbers; sizes are then its own
     vocab_size: int = 1024
     width: int = 128  # D
     layers: int = 4  # N

@@ -223,6 +223,7 @@ def run(config: Config, workdir: str) -> list[dict]:
             "rem.reread=False: an arm that dreams nothing of a passage would learn nothing of it"
         )
     root = pathlib.Path(workdir)
+    config = life.sized(config)
     checkpoint.work_dir_config(root, as_json(config), ignore=life.FREE_KEYS)
     material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
     train, given = passages_of(config)
