@@ -38,7 +38,8 @@ class Arm:
       dream: a regimen is dreamt for every trial; False takes the one of `puzzles.regimen` for all.
       learn: by a dreamer that has learnt from what was rewarded on other puzzles.
       select: regimens are tried that rank by their gradients; False are as many drawn at random.
-      random_expert: each router opens one random expert more while it dreams; None as `rem` says.
+      random_expert: each router opens one random expert more while it dreams; None as `rem` says. Before the
+        first night there is none to open.
       keep: what was learnt of those puzzles is kept in a fresh slot, before new ones come.
     """
 
