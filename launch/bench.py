@@ -213,7 +213,7 @@ class Workbench:
         rows *= WAVES if queued else 1
         run = rollout.compiled(model.drain if queued else model.decode, Sampling(new, temperature))
         told, keys = (self.tokens(rows, width), np.full(rows, width, np.int32)), rng.per_row(self.key, rows)
-        args = self.params, self.resting, None
+        args = self.params, self.resting, None, None
         if queued:
             args += *told, keys, rows, partition.put_rows(np.arange(seats, dtype=np.int32), self.params)
         else:
