@@ -231,9 +231,9 @@ def _kept(
         for d in dream.rewarded(one.dreams, config):
             if d.task.name not in best or d.after > best[d.task.name].after:
                 best[d.task.name] = d
-    memory, slots, reason = night.make_room(world, name, cycle, *asleep, Variant())
-    if not best:
-        reason = "no regimen was rewarded: there is nothing to keep"
+    memory, slots, reason = state.memory, state.slots, "no regimen was rewarded: there is nothing to keep"
+    if best:  # no room is made, and nothing merged, for nothing
+        memory, slots, reason = night.make_room(world, name, cycle, *asleep, Variant())
     if reason:
         ended = metrics.Night(cycle, "puzzles", "rolled back", reason, rem=True)
         return dataclasses.replace(state, memory=memory, slots=slots, nights=[ended])
