@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from sleep_jax import checkpoint, life, methods, metrics, report
 from sleep_jax.data import stream
@@ -16,12 +15,36 @@ from sleep_jax.sleep.dream import DreamConfig, Sleeper, Task
 from sleep_jax.types import Array, Tree
 
 
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to take in what a study gives: a passage, or the demonstrations of a puzzle.
+
+    Attributes:
+      read: learn anything at all; False asks the learner as it is.
+      dream: learn from what is dreamt of it; False from the passage alone, or by the regimen
+        `puzzles.regimen`.
+      learn: dreams of a dreamer that has learnt by ReST-EM; False are dreams of the learner as it is.
+      select: dreams are tried that rank by their gradients; False are as many drawn at random.
+      random_expert: whether each router opens one random expert more while it dreams; None is as
+        `rem.random_expert` says. Before the first night there is none to open.
+      keep: Knowledge Seeding into a fresh slot: of passages, or of what solved the puzzles that dreaming was
+        learnt on, before others come. False leaves adapters, added to the weights where more is learnt after.
+    """
+
+    read: bool = True
+    dream: bool = True
+    learn: bool = True
+    select: bool = True
+    random_expert: bool | None = None
+    keep: bool = True
+
+
 def compare(
     config: Config,
     workdir: str,
-    arms: Mapping[str, Any],
+    arms: Mapping[str, Arm],
     parts: Sequence[str],
-    live: Callable[[World, Any, State], None],
+    live: Callable[[World, Arm, State], None],
     show: Callable[[pathlib.Path, list[dict]], None],
 ) -> list[dict]:
     """Every (seed, arm) that the configuration names; each part that is written is not done again.
@@ -60,12 +83,12 @@ def compare(
             except FloatingPointError as error:  # the other arms and seeds are not to blame
                 print(f"{name} · seed {seed} ends here, without a row in the tables: {error}", flush=True)
             world.writer.close()
-            show(root, collected(root, arms, parts))
+            show(root, collected(root, tuple(arms), parts))
             report.write(root)
-    return collected(root, arms, parts)
+    return collected(root, tuple(arms), parts)
 
 
-def dreaming(arm: Any, config: DreamConfig) -> DreamConfig:
+def dreaming(arm: Arm, config: DreamConfig) -> DreamConfig:
     """How an arm dreams: without `arm.select` as many dreams are tried, but any of them."""
     if not arm.select:
         config = dataclasses.replace(config, top=0, random=config.top + config.random)
@@ -85,7 +108,7 @@ def taught(
     return learnt, rounds
 
 
-def collected(root: pathlib.Path, arms: Mapping[str, Any], parts: Sequence[str]) -> list[dict]:
+def collected(root: pathlib.Path, arms: Sequence[str], parts: Sequence[str]) -> list[dict]:
     """What every arm below this directory came to that has all its parts, by arm and seed."""
     found = []
     for arm in arms:

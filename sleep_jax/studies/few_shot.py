@@ -26,33 +26,11 @@ from sleep_jax.sleep.dream import DreamConfig, Dreamt, Sleeper
 from sleep_jax.sleep.puzzling import PuzzleTask, grammar_of
 from sleep_jax.sleep.seeding import Variant
 from sleep_jax.studies import comparing, tables
+from sleep_jax.studies.comparing import Arm
 from sleep_jax.types import Array, Tree
 
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to take a puzzle.
-
-    Attributes:
-      tries: learn from the demonstrations at all; False answers in context.
-      dream: a regimen is dreamt for every trial; False takes the one of `puzzles.regimen` for all.
-      learn: by a dreamer that has learnt from what was rewarded on other puzzles.
-      select: regimens are tried that rank by their gradients; False are as many drawn at random.
-      random_expert: each router opens one random expert more while it dreams; None as `rem` says. Before the
-        first night there is none to open.
-      keep: what was learnt of those puzzles is kept in a fresh slot, before new ones come.
-    """
-
-    tries: bool = True
-    dream: bool = True
-    learn: bool = True
-    select: bool = True
-    random_expert: bool | None = None
-    keep: bool = True
-
-
 ARMS = {
-    "icl": Arm(tries=False, dream=False, learn=False, keep=False),
+    "icl": Arm(read=False, dream=False, learn=False, keep=False),
     "ttt": Arm(dream=False, learn=False, keep=False),
     "own": Arm(learn=False, select=False, random_expert=False, keep=False),
     "seal": Arm(select=False, random_expert=False, keep=False),
@@ -150,7 +128,7 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Puzzle], given: S
         solved = [bool(hits.mean() == 1) for hits in dream.grades(who, None, held_out, config)]
         in_context = dict(zip((t.name for t in held_out), solved, strict=True))
         made: list[Dreamt] = []
-        if arm.tries and held_out:
+        if arm.read and held_out:
             drawn = rng.fold(key, 4)
             made = _regimens(who, arm, state.extra["dreamer"], held_out, world, start, config, drawn)
             dream.attempt(who, start, made, config)
@@ -163,7 +141,7 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Puzzle], given: S
             "in_context": [in_context.get(p.name, False) for p in given],
         }
         tried = [[n < hits[p.name] for n in range(world.config.puzzles.tries)] for p in given]
-        found["solved"] = tried if arm.tries else [[hit] for hit in found["in_context"]]
+        found["solved"] = tried if arm.read else [[hit] for hit in found["in_context"]]
         metrics.write_json(world.workdir, "tasks.json", found)
         return state
 

@@ -26,32 +26,10 @@ from sleep_jax.sleep.seeding import Variant
 from sleep_jax.sleep.selves import Self
 from sleep_jax.sleep.trials import FitConfig
 from sleep_jax.studies import comparing, tables
+from sleep_jax.studies.comparing import Arm
 from sleep_jax.types import Array, Memory, Tree
 
 Learnt = tuple[Task, Sequence[Dreamt]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to take in a passage.
-
-    Attributes:
-      read: learn anything at all; False asks the learner as it is.
-      dream: learn from dreams of the passage beside the passage itself.
-      learn: dreams of a dreamer that has learnt by ReST-EM; False are dreams of the learner as it is.
-      select: dreams are tried that rank by their gradients; False are as many drawn at random.
-      random_expert: whether each router opens one random expert more while it dreams; None is as
-        `rem.random_expert` says.
-      keep: Knowledge Seeding into a fresh slot; False leaves an adapter, and adds it to the weights where
-        more is learnt after it.
-    """
-
-    read: bool = True
-    dream: bool = True
-    learn: bool = True
-    select: bool = True
-    random_expert: bool | None = None
-    keep: bool = True
 
 
 ARMS = {
