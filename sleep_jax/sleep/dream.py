@@ -99,7 +99,7 @@ class Task:
         return tuple(text.read(said)), How()
 
     def reading(self) -> tuple[Example, ...]:
-        """What the context itself gives to learn."""
+        """What the context itself gives to learn, without a question that measures it."""
         return (Example("", self.context),)
 
     def asked_again(self, dreams: "Sequence[Dreamt]") -> list[Example]:
@@ -258,8 +258,9 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
 
     By |g|, by <g, g_val> / (|g| |g_val|), or by what each adds to those picked before it. How fast and how
     long a dream is studied is not in it.
-    The validation gradient of a dream is that of reading its context, which is at hand and asks no question:
-    our reading, the paper says "size/alignment" and not with what.
+    The validation gradient of a dream is that of reading its context, which is at hand and asks no question,
+    and of its answers alone where it asks one itself, as tau looks at answers: our reading, the paper says
+    "size/alignment" and not with what.
     """
     c = config
     able = [d for d in made if not d.reason]
@@ -267,7 +268,8 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
         return
     tasks = {d.task.name: d.task for d in able}
     rows = trials.lessons([_encoded(who, d.says) for d in able], who.row_length, [d.how for d in able]).rows
-    contexts = trials.lessons([lesson(who, t, (), True) for t in tasks.values()], who.row_length).rows
+    answers = [How(prompt_weight=0.0)] * len(tasks)
+    contexts = trials.lessons([_encoded(who, t.reading()) for t in tasks.values()], who.row_length, answers).rows
     found = importance(who.model, c.trials, who.params, who.memory, start, rows, contexts)
     names = np.array([d.task.name for d in able])
     for n, name in enumerate(tasks):

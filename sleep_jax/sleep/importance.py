@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.flatten_util
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax.sleep import trials
@@ -31,14 +32,26 @@ class Importance(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(model: Model, scale: float):
+def _compiled(model: Model, scale: float, batch_rows: int):
     objective = trials.objective(model, scale)
 
     def gradient(adapter: Tree, frozen: Tree, rows: Batch):
-        def loss(adapter):
-            return objective.totals(adapter, frozen, rows, None)[0]["nll"].value()
+        most = len(rows.tokens_BT)
+        size = min(batch_rows or most, most)
 
-        return jax.flatten_util.ravel_pytree(jax.grad(loss)(adapter))[0]
+        def split(x):
+            padded = jnp.pad(x, [(0, -most % size), (0, 0)])
+            return padded.reshape(-1, size, *x.shape[1:])
+
+        def add(total_P, part: Batch):
+            def nll(adapter):
+                return objective.totals(adapter, frozen, part, None)[0]["nll"].total
+
+            return total_P + jax.flatten_util.ravel_pytree(jax.grad(nll)(adapter))[0], None
+
+        none = jnp.zeros_like(jax.flatten_util.ravel_pytree(adapter)[0])
+        total_P, _ = jax.lax.scan(add, none, jax.tree.map(split, rows))
+        return total_P / rows.weights_BT.sum()
 
     return jax.jit(jax.vmap(gradient, in_axes=(None, None, 0)))
 
@@ -57,14 +70,12 @@ def importance(
     Args:
       model, config, params, memory, start: as in `trials.train`. With a fresh adapter, whose B is 0, only the
         gradient of B is not 0.
-      rows: of `trials.lessons`, [I, M, T]; with `config.batch_rows` those of a trial's first update count.
+      rows: of `trials.lessons`, [I, M, T]; `config.batch_rows` of them are in memory at once.
       validation: rows [V, M', T] of what dreams should help with, likewise.
     """
-    run, frozen = _compiled(model, config.scale), (params, memory)
+    run, frozen = _compiled(model, config.scale, config.batch_rows), (params, memory)
 
     def gradients(rows: Batch) -> np.ndarray:
-        if config.batch_rows:
-            rows = jax.tree.map(lambda x: x[:, : config.batch_rows], rows)
         return trials.in_turns(run, start, frozen, rows, config.at_once)
 
     g_IP = gradients(rows)

@@ -59,8 +59,9 @@ class PuzzleTask(Task):
         return tuple(made), How(regimen.rate, regimen.share, float(regimen.learn == "all"))
 
     def reading(self) -> tuple[Example, ...]:
-        """Every demonstration, asked for by the others."""
-        return tuple(q for left in grids.left_out(self.puzzle) for q in grids.questions(left))
+        """Every demonstration, asked for by the others under every change that the question is asked under."""
+        left_out = grids.left_out(self.puzzle)
+        return tuple(q for v in self.votes for left in left_out for q in grids.questions(v.puzzle(left)))
 
     def asked_again(self, dreams: Sequence[Dreamt]) -> list[Example]:
         """What it has learnt from, and its questions; whether the answers are right is not looked at."""

@@ -65,12 +65,13 @@ def test_gradients_are_those_of_each_dream_alone(self_, start, dreams):
     np.testing.assert_allclose(np.diagonal(found.gram_II), found.norm_I**2, rtol=1e-4)
 
 
-def test_chunks_do_not_matter(self_, start, dreams):
+@pytest.mark.parametrize("turns", [{"at_once": 4}, {"batch_rows": 1}, {"batch_rows": 3}])
+def test_what_is_in_memory_at_once_does_not_matter(self_, start, dreams, turns):
     model, params, memory = self_
-    rows = trials.lessons(dreams, ROW).rows
+    rows = trials.lessons([*dreams[:5], [e for d in dreams for e in d]], ROW).rows  # of 1 to 6 rows
     whole, parts = (
-        importance(model, dataclasses.replace(CONFIG, at_once=n), params, memory, start, rows, rows)
-        for n in (6, 4)
+        importance(model, dataclasses.replace(CONFIG, **how), params, memory, start, rows, rows)
+        for how in ({"at_once": 6}, turns)
     )
     assert whole.align_IV.shape == whole.gram_II.shape == (6, 6)
     np.testing.assert_allclose(whole.align_IV, whole.gram_II, rtol=1e-4, atol=1e-5)

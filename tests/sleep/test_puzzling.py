@@ -80,9 +80,27 @@ def test_two_questions_of_a_puzzle_have_a_grade_each():
     assert task.graded([*right[:2], "1", "2"], EXACT).tolist() == [1.0, 0.0]
 
 
-def test_the_context_reads_as_its_demonstrations_ask_for_each_other():
-    asked = TASKS[0].reading()
-    assert [grids.read(q.answer) for q in asked] == [p.wanted for p in MADE[0].shown]
+def test_the_context_reads_as_its_demonstrations_asked_for_under_every_change():
+    task, puzzle = TASKS[0], MADE[0]
+    asked = task.reading()
+    assert [grids.read(q.answer) for q in asked] == [v(p.wanted) for v in task.votes for p in puzzle.shown]
+    hidden = grids.write(puzzle.asked[0].given)
+    assert asked[0].prompt.strip() and not any(hidden in q.prompt for q in asked[: len(puzzle.shown)])
+
+
+def test_what_a_context_would_be_helped_by_is_its_answers_not_its_prompts(who, monkeypatch):
+    seen = []
+
+    def importance(*args):
+        seen.append(args[-1].weights_BT.sum())
+        return real(*args)
+
+    real = dream.importance
+    monkeypatch.setattr(dream, "importance", importance)
+    made = dream.imagine(who, None, TASKS, CONFIG, jax.random.key(1))
+    dream.select(who, lora.init(who.model.config, 2, jax.random.key(2)), made, CONFIG, jax.random.key(3))
+    answers = sum(len(who.tok.encode(" " + q.answer)) + 1 for t in TASKS for q in t.reading())
+    assert seen == [answers]
 
 
 def test_an_instance_is_asked_what_it_learnt_from_and_what_the_puzzle_asks(who):
