@@ -146,8 +146,8 @@ def get_config() -> ConfigDict:
     g.lines = 4  # dreams that are a task's context
     g.questions = 8  # dreams that measure what was learnt of it
     g.rounds = 2  # of ReST-EM: dream, try, learn from what helped
-    g.roles = ("free",)  # what is asked for, in equal shares: "implications", "rewrite", "questions", "free",
-    # or of puzzles "regimen"
+    g.roles = ("free",)  # what is asked for, in equal shares: "implications", "rewrite", "questions",
+    # "completions", "free", or of puzzles "regimen"
     g.per_context = 5  # dreams of a context
     g.temperature = 1.0  # of the logits that dreams are sampled from
     g.max_new = 96  # tokens of a dream

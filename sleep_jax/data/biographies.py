@@ -221,18 +221,18 @@ def _demonstration(rng: np.random.Generator, name: str, attributes: int) -> Exam
     Half of them are shown without being asked for one way, so that "free" draws all of them.
     """
     person = _person(rng, name, attributes)
-    role = str(rng.choice(["implications", "rewrite", "questions"]))
+    role = str(rng.choice(["implications", "rewrite", "questions", "completions"]))
     if role == "rewrite":
         said = [Example("", _biography(rng, name, person.facts))]
     else:
-        asked = role == "questions"
         count = int(rng.integers(1, len(person.facts) + 1))
         facts = [person.facts[i] for i in rng.permutation(len(person.facts))[:count]]
         told = [
-            (str(rng.choice([t for t in a.train if t.endswith("?") == asked])).format(name=name), value)
+            (str(rng.choice([t for t in a.train if t.endswith("?") == (role == "questions")])), value)
             for a, value in facts
         ]
-        said = [Example(*pair) if asked else Example("", " ".join(pair) + ".") for pair in told]
+        pairs = [(phrasing.format(name=name), value) for phrasing, value in told]
+        said = [Example("", " ".join(p) + ".") if role == "implications" else Example(*p) for p in pairs]
     shown = role if rng.random() < 0.5 else "free"
     return Example(dreams.prompt(shown, person.biography), dreams.write(said))
 

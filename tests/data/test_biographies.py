@@ -117,8 +117,12 @@ def test_strangers_show_how_one_dreams_and_never_come_again():
         assert said and dreams.write(said) == skill.answer
         for value in (w for a in ATTRIBUTES[:3] for w in a.values if any(w == e.answer for e in said)):
             assert value in skill.prompt  # dreams of demonstrations are true to their context
-        styles.add((opening, bool(said[0].prompt)))
-    assert {o for o, _ in styles} == openings and ("", True) in styles and ("", False) in styles
+        styles |= {(opening, e.prompt[-1:].replace("?", "asked") or "read") for e in said}
+    assert {o for o, _ in styles} == openings
+    of = {role: {how for o, how in styles if o == p.split("{")[0]} for role, p in dreams.PROMPTS.items()}
+    assert of["questions"] == {"asked"} and of["implications"] == of["rewrite"] == {"read"}
+    assert "read" not in of["completions"] and "asked" not in of["completions"]
+    assert {"asked", "read"} < of["free"]
 
 
 def test_too_many_strangers():
