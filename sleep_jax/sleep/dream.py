@@ -268,8 +268,8 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
         return
     tasks = {d.task.name: d.task for d in able}
     rows = trials.lessons([_encoded(who, d.says) for d in able], who.row_length, [d.how for d in able]).rows
-    answers = [How(prompt_weight=0.0)] * len(tasks)
-    contexts = trials.lessons([_encoded(who, t.reading()) for t in tasks.values()], who.row_length, answers).rows
+    read, weighed = [_encoded(who, t.reading()) for t in tasks.values()], How(prompt_weight=0.0)
+    contexts = trials.lessons(read, who.row_length, [weighed] * len(tasks)).rows
     found = importance(who.model, c.trials, who.params, who.memory, start, rows, contexts)
     names = np.array([d.task.name for d in able])
     for n, name in enumerate(tasks):

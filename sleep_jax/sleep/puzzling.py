@@ -59,7 +59,7 @@ class PuzzleTask(Task):
         return tuple(made), How(regimen.rate, regimen.share, float(regimen.learn == "all"))
 
     def reading(self) -> tuple[Example, ...]:
-        """Every demonstration, asked for by the others under every change that the question is asked under."""
+        """Every demonstration, asked for by the others under the changes that the question is asked under."""
         left_out = grids.left_out(self.puzzle)
         return tuple(q for v in self.votes for left in left_out for q in grids.questions(v.puzzle(left)))
 
