@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from sleep_jax.data.stream import Example
 
 # By role, what stands before the context. Their roles are SEAL's (implications, rewrite, self-questions, no
-# request at all, how to study a puzzle) and statements to complete, which a small model that is born with such
+# request at all, how to study a puzzle) and statements to complete, which a small model that knows such
 # takes for another kind of thing than a text. The words are ours, and few: small models read them too.
 PROMPTS = {
     "implications": "What follows from this? {context}",
