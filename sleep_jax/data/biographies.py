@@ -1,53 +1,21 @@
 """Synthetic biographies: invented people whose facts are told in many phrasings and asked in others.
 
-Nothing needs to be downloaded, and nothing can have been known before. Each fact (person, attribute) is
-trained in six phrasings, questions and statements to complete, and once in a biography in plain prose. The
-probes ask for the same facts in phrasings that occur nowhere in training: two for decisions, two others for
-reports. They are put together from words that the trained phrasings use, so that they can be answered by
-whoever knows the fact, and not by whoever memorised the sentence. Measured once with a plain decoder of 0.7 M
-parameters, trained on birth in both directions for 240 batches of 16 rows of 64 tokens (a minute on two
-cores): 100 % of the trained phrasings, 100 % of valid, 99 % of test.
+Nothing needs to be downloaded, and nothing can have been known before. A fact is trained in six phrasings and
+asked in four others (`data.facts`), which are put together from words that the trained phrasings use, so that
+they can be answered by whoever knows the fact, and not by whoever memorised the sentence. Measured once with
+a plain decoder of 0.7 M parameters, trained on birth in both directions for 240 batches of 16 rows of 64
+tokens (a minute on two cores): 100 % of the trained phrasings, 100 % of valid, 99 % of test.
 """
-
-import dataclasses
 
 import numpy as np
 
-from sleep_jax.data import dreams
-from sleep_jax.data.passages import Passage
-from sleep_jax.data.stream import Example, Experience, Stream, StreamConfig
-
-DAYS = 3  # the generator has no end of its own: what `days = 0` means here
-
-
-@dataclasses.dataclass(frozen=True)
-class Attribute:
-    """A kind of fact: what can be the case, and how it is said.
-
-    Attributes:
-      name: keyword of the attribute.
-      values: the possible answers.
-      train, valid, test: disjoint phrasings with {name}; the answer follows.
-      prose: sentences of a biography with {who} and {value}.
-    """
-
-    name: str
-    values: tuple[str, ...]
-    train: tuple[str, ...]
-    valid: tuple[str, ...]
-    test: tuple[str, ...]
-    prose: tuple[str, ...]
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
-
+from sleep_jax.data.facts import Attribute, Cast, words
 
 # Professions and pets begin with a consonant, because the phrasings say "a".
 ATTRIBUTES = (
     Attribute(
         "birthplace",
-        _words(
+        words(
             "Aarhus, Bergen, Bristol, Cork, Dresden, Florence, Gdansk, Ghent, Granada, Graz, Haifa, Izmir, "
             "Jaipur, Kyoto, Leipzig, Lima, Lucerne, Lyon, Malmo, Montreal, Nairobi, Odessa, Oslo, Palermo, "
             "Porto, Prague, Quito, Riga, Seville, Sofia, Split, Tallinn, Toledo, Tromso, Turin, Utrecht, "
@@ -82,7 +50,7 @@ ATTRIBUTES = (
     ),
     Attribute(
         "profession",
-        _words(
+        words(
             "baker, barber, beekeeper, botanist, bricklayer, carpenter, chemist, cook, dancer, dentist, "
             "diver, farmer, florist, gardener, geologist, glazier, goldsmith, hatter, jeweller, judge, "
             "lawyer, librarian, locksmith, mason, midwife, miner, nurse, painter, pharmacist, pilot, "
@@ -102,7 +70,7 @@ ATTRIBUTES = (
     ),
     Attribute(
         "employer",
-        _words(
+        words(
             "Alder Mill, Amber Dairy, Beacon Press, Birch Clinic, Cedar Yard, Cobalt Works, Copper Kettle, "
             "Crown Ferry, Delta Foundry, Eagle Lane, Elm Hospital, Falcon Freight, Garnet Guild, Granite "
             "House, Harbour Bank, Hazel College, Heron Books, Iron Bridge, Ivory Tower, Juniper Farm, "
@@ -125,7 +93,7 @@ ATTRIBUTES = (
     ),
     Attribute(
         "hobby",
-        _words(
+        words(
             "archery, astronomy, badminton, birdwatching, calligraphy, canoeing, chess, climbing, cycling, "
             "drawing, embroidery, fencing, fishing, gardening, gliding, gymnastics, hiking, judo, juggling, "
             "karaoke, knitting, magic, origami, photography, poetry, puzzles, riding, rowing, running, "
@@ -145,7 +113,7 @@ ATTRIBUTES = (
     ),
     Attribute(
         "pet",
-        _words(
+        words(
             "beagle, bulldog, camel, canary, cat, chameleon, chinchilla, cockatoo, dachshund, donkey, duck, "
             "ferret, finch, gecko, goat, goldfish, goose, greyhound, hamster, hedgehog, hen, horse, lizard, "
             "llama, magpie, mouse, parrot, pigeon, pony, poodle, python, rabbit, sheep, snail, spaniel, "
@@ -165,14 +133,14 @@ ATTRIBUTES = (
     ),
 )
 
-FIRST_NAMES = _words(
+FIRST_NAMES = words(
     "Ada, Alma, Amir, Anna, Ben, Bruno, Carla, Cesar, Clara, Cyril, Dana, David, Diego, Edith, Elena, Emil, "
     "Erik, Esther, Fatima, Felix, Flora, Frida, Gita, Greta, Hana, Hugo, Ida, Igor, Ines, Ivan, Jana, Jonas, "
     "Julia, Karim, Kira, Laura, Leon, Lydia, Magnus, Maria, Milan, Mona, Nadia, Nils, Nora, Olga, Oscar, "
     "Otto, Paula, Pedro, Petra, Ravi, Rosa, Ruth, Sara, Simon, Sven, Tamar, Theo, Tilda, Ulla, Victor, "
     "Wanda, Yusuf"
 )
-LAST_NAMES = _words(
+LAST_NAMES = words(
     "Abbott, Alvarez, Bauer, Becker, Bianchi, Brandt, Castro, Chen, Conti, Dahl, Dubois, Duarte, Eriksen, "
     "Fischer, Fontana, Fraser, Garcia, Gruber, Haddad, Hansen, Horvat, Ito, Ivanov, Jensen, Jovic, Kaplan, "
     "Keller, Kim, Kovacs, Kowal, Lang, Larsen, Lopez, Marek, Martin, Meyer, Mori, Moreau, Nagy, Nielsen, "
@@ -181,142 +149,15 @@ LAST_NAMES = _words(
 )
 
 
-def load(config: StreamConfig) -> Stream:
-    """Birth with `people_at_birth` people, then days with `people_per_day` new ones.
-
-    Args:
-      config: `seed`, `days` (0 = 3), `people_at_birth`, `people_per_day`, `attributes` and `strangers` are
-        read.
-
-    Returns:
-      For each experience of p people and a attributes: 6 p a + p training examples (the p are free text), 2
-        p a valid
-      and 2 p a test probes. The same seed gives the same people, whatever the number of days. As skills, for
-      each stranger a biography with a dream of it.
-
-    Raises:
-      ValueError: when more people or attributes are asked for than there are.
-    """
-    days = config.days or DAYS
-    sizes = [config.people_at_birth] + [config.people_per_day] * days
-    _check(config)
-    rng = np.random.default_rng(config.seed)
-    names = _names(rng, len(FIRST_NAMES) * len(LAST_NAMES))
-    titles = ["birth"] + [f"day {d}" for d in range(1, days + 1)]
-    ends = np.cumsum(sizes)
-    life = [
-        _experience(rng, title, names[end - size : end], config.attributes)
-        for title, size, end in zip(titles, sizes, ends, strict=True)
-    ]
-    skills = (
-        _demonstration(np.random.default_rng([config.seed, i]), names[-1 - i], config.attributes)
-        for i in range(config.strangers)
-    )
-    return Stream(life[0], tuple(life[1:]), tuple(skills))
-
-
-def _demonstration(rng: np.random.Generator, name: str, attributes: int) -> Example:
-    """How one dreams: a biography, and what some of it comes to in one of the ways of `dreams.PROMPTS`.
-
-    Half of them are shown without being asked for one way, so that "free" draws all of them.
-    """
-    person = _person(rng, name, attributes)
-    role = str(rng.choice(["implications", "rewrite", "questions", "completions"]))
-    if role == "rewrite":
-        said = [Example("", _biography(rng, name, person.facts))]
-    else:
-        count = int(rng.integers(1, len(person.facts) + 1))
-        facts = [person.facts[i] for i in rng.permutation(len(person.facts))[:count]]
-        told = [
-            (str(rng.choice([t for t in a.train if t.endswith("?") == (role == "questions")])), value)
-            for a, value in facts
-        ]
-        pairs = [(phrasing.format(name=name), value) for phrasing, value in told]
-        said = [Example("", " ".join(p) + ".") if role == "implications" else Example(*p) for p in pairs]
-    shown = role if rng.random() < 0.5 else "free"
-    return Example(dreams.prompt(shown, person.biography), dreams.write(said))
-
-
-def _check(config: StreamConfig, passages: int = 0) -> None:
-    if config.attributes > len(ATTRIBUTES):
-        raise ValueError(f"stream.attributes={config.attributes}, but there are {len(ATTRIBUTES)}: lower it")
-    capacity = len(FIRST_NAMES) * len(LAST_NAMES)
-    people = _met(config) + config.strangers + passages
-    if people > capacity:
-        raise ValueError(
-            f"stream.people_at_birth={config.people_at_birth}, {config.days or DAYS} days (stream.days) with "
-            f"stream.people_per_day={config.people_per_day}, stream.strangers={config.strangers} and "
-            f"{passages} passages make {people}, but there are {capacity} names: lower one of them"
-        )
-
-
-def _met(config: StreamConfig) -> int:
-    return config.people_at_birth + config.people_per_day * (config.days or DAYS)
-
-
-def _names(rng: np.random.Generator, count: int) -> list[str]:
+def _names(rng: np.random.Generator) -> list[str]:
     """Distinct names. As long as the lists last, no two people share a first or a last name."""
     first = rng.permutation(FIRST_NAMES)
     last = rng.permutation(LAST_NAMES)
     # The shift by whole rounds makes every pair occur once before any comes again.
-    return [f"{first[i % len(first)]} {last[(i + i // len(last)) % len(last)]}" for i in range(count)]
+    return [
+        f"{first[i % len(first)]} {last[(i + i // len(last)) % len(last)]}"
+        for i in range(len(FIRST_NAMES) * len(LAST_NAMES))
+    ]
 
 
-def passages(config: StreamConfig, count: int) -> tuple[Passage, ...]:
-    """Biographies of `count` people whom no life of this configuration meets, one passage each.
-
-    Args:
-      config: `seed`, `days`, `people_at_birth`, `people_per_day` and `attributes` are read.
-      count: of passages; passage i is the same whatever it is.
-
-    Returns:
-      Passages whose questions are the probes of the person.
-
-    Raises:
-      ValueError: as `load` does.
-    """
-    taken = _met(config)
-    _check(config, count)
-    names = _names(np.random.default_rng(config.seed), len(FIRST_NAMES) * len(LAST_NAMES))
-    told = []
-    for i in range(count):
-        person = _person(np.random.default_rng([config.seed, 1, i]), names[taken + i], config.attributes)
-        told.append(Passage(person.name, person.biography, person.said("valid"), person.said("test")))
-    return tuple(told)
-
-
-@dataclasses.dataclass(frozen=True)
-class Person:
-    """Who is invented: the facts, and a biography that tells each once."""
-
-    name: str
-    facts: tuple[tuple[Attribute, str], ...]
-    biography: str
-
-    def said(self, split: str) -> tuple[Example, ...]:
-        """Every fact in every phrasing of a split."""
-        return tuple(
-            Example(phrasing.format(name=self.name), value)
-            for attribute, value in self.facts
-            for phrasing in getattr(attribute, split)
-        )
-
-
-def _person(rng: np.random.Generator, name: str, attributes: int) -> Person:
-    facts = tuple((a, str(rng.choice(a.values))) for a in ATTRIBUTES[:attributes])
-    return Person(name, facts, _biography(rng, name, facts))
-
-
-def _experience(rng: np.random.Generator, title: str, names: list[str], attributes: int) -> Experience:
-    people = [_person(rng, name, attributes) for name in names]
-    train = (e for p in people for e in (*p.said("train"), Example("", p.biography)))
-    probes = {split: tuple(e for p in people for e in p.said(split)) for split in ("valid", "test")}
-    return Experience(title, tuple(train), **probes)
-
-
-def _biography(rng: np.random.Generator, name: str, facts: tuple[tuple[Attribute, str], ...]) -> str:
-    surname = name.split()[-1]
-    return " ".join(
-        str(rng.choice(attribute.prose)).format(who=name if i == 0 else surname, value=value)
-        for i, (attribute, value) in enumerate(facts)
-    )
+CAST = Cast(ATTRIBUTES, _names, called=lambda name: name.split()[-1], days=3)

@@ -52,17 +52,17 @@ class StreamConfig:
       ValueError: when a number is outside its range; the message names the key.
     """
 
-    source: str = "biographies"  # biographies, puzzles, clinc150, documents or tfds
+    source: str = "biographies"  # biographies, stories, puzzles, clinc150, documents or tfds
     data_dir: str = ""  # folder of data sets; clinc150 reads {data_dir}/clinc150/, tfds its prepared data
     path: str = ""  # documents: the folder of .txt and .md files
-    seed: int = 0  # biographies: who lives where; puzzles: which; the other sources are as their files are
-    birth_fraction: float = 0.5  # share of domains, folders or classes known at birth (biographies: unused)
-    days: int = 0  # number of days; 0 = all that there are (biographies have no end: 3)
+    seed: int = 0  # biographies, stories: who lives where; puzzles: which; other sources are as their files
+    birth_fraction: float = 0.5  # share of domains, folders or classes known at birth (invented: unused)
+    days: int = 0  # number of days; 0 = all that there are (biographies have no end: 3, stories: 5)
     probes: str = "test"  # split that a life is measured on; "valid" while settings are chosen
-    people_at_birth: int = 24  # biographies: people known at birth
-    people_per_day: int = 8  # biographies: new people per day
-    attributes: int = 4  # biographies: facts per person, the first so many of biographies.ATTRIBUTES
-    strangers: int = 0  # biographies, puzzles: how many more at birth in whom dreaming is shown
+    people_at_birth: int = 24  # biographies, stories: people known at birth
+    people_per_day: int = 8  # biographies, stories: new people per day
+    attributes: int = 4  # biographies, stories: facts per person, the first so many of the source
+    strangers: int = 0  # biographies, stories, puzzles: how many more at birth in whom dreaming is shown
     puzzles: int = 0  # puzzles: solved at birth
     # puzzles: families of rules known at birth, see data/puzzles.py, and least and most rows of a grid
     families: tuple[str, ...] = ("recolour", "keep", "frame", "shift")
@@ -102,10 +102,11 @@ def load(config: StreamConfig) -> Stream:
       ValueError: on an unknown source (naming the nearest), and whatever the source raises about its data.
     """
     # The sources import the containers above, so they can only be imported once this module exists.
-    from sleep_jax.data import biographies, clinc, documents, puzzles, tfds
+    from sleep_jax.data import biographies, clinc, documents, puzzles, stories, tfds
 
     sources = {
-        "biographies": biographies.load,
+        "biographies": biographies.CAST.load,
+        "stories": stories.CAST.load,
         "puzzles": puzzles.load,
         "clinc150": clinc.load,
         "documents": documents.load,

@@ -236,7 +236,7 @@ def passages_of(config: Config) -> tuple[list[Task], list[Task]]:
     if c.source == "squad":
         train, given = (passages.squad(config.data_dir, split) for split in ("train", "test"))
     else:
-        told = biographies.passages(config.stream, c.train + wanted)
+        told = biographies.CAST.passages(config.stream, c.train + wanted)
         train, given = told[: c.train], told[c.train :]
     for key, have, want in (("train", train, c.train), ("single, continued or edits", given, wanted)):
         if len(have) < want:

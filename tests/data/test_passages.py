@@ -68,7 +68,7 @@ def test_a_missing_file_names_the_key(tmp_path):
 
 def test_biographies_of_strangers():
     config = StreamConfig(seed=3, attributes=3)
-    found = biographies.passages(config, 5)
+    found = biographies.CAST.passages(config, 5)
     life = stream.load(config)
     met = {e.prompt for x in (life.birth, *life.days) for e in (*x.train, *x.valid, *x.test)}
     for passage in found:
@@ -77,6 +77,6 @@ def test_biographies_of_strangers():
         assert all(passage.title in e.prompt and e.answer in passage.text for e in passage.test)
         assert {e.answer for e in passage.valid} == {e.answer for e in passage.test}
     assert len({p.title for p in found}) == 5
-    assert biographies.passages(config, 2) == found[:2]
+    assert biographies.CAST.passages(config, 2) == found[:2]
     with pytest.raises(ValueError, match="make 5174, but there are 4096 names"):
-        biographies.passages(config, 5126)
+        biographies.CAST.passages(config, 5126)

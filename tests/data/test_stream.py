@@ -55,7 +55,7 @@ def test_unknown_source_suggests_the_nearest(wrong, right):
 
 
 def test_unknown_source_far_from_all_lists_them():
-    with pytest.raises(ValueError, match="not a source of data; there are biographies, puzzles, clinc150"):
+    with pytest.raises(ValueError, match="not a source of data; there are biographies, stories, puzzles"):
         stream.load(StreamConfig(source="qqq"))
 
 

@@ -1,21 +1,26 @@
+"""Invented people, of every source of them."""
+
 import itertools
 import re
 
+import numpy as np
 import pytest
 
-from sleep_jax.data import biographies, dreams, stream
-from sleep_jax.data.biographies import ATTRIBUTES, FIRST_NAMES, LAST_NAMES
+from sleep_jax.data import biographies, dreams, stories, stream
 from sleep_jax.data.stream import StreamConfig
 
+SOURCES = {"biographies": biographies, "stories": stories}
+both = pytest.mark.parametrize("source", SOURCES)
 
-def facts(experience, split):
+
+def facts(experience, split, source="biographies"):
     """{(name, attribute): set of answers}, read back from the prompts by the phrasings themselves."""
     found = {}
     for ex in getattr(experience, split):
         if not ex.prompt:
             continue
         hits = []
-        for attribute in ATTRIBUTES:
+        for attribute in SOURCES[source].ATTRIBUTES:
             for phrasing in getattr(attribute, split):
                 before, after = (re.escape(part) for part in phrasing.split("{name}"))
                 match = re.fullmatch(f"{before}([A-Z][a-z]+ [A-Z][a-z]+){after}", ex.prompt)
@@ -29,39 +34,42 @@ def life(**kwargs):
     return stream.load(StreamConfig(**kwargs))
 
 
-def test_default_sizes():
-    s = life()
-    assert len(s.days) == 3
+@both
+def test_default_sizes(source):
+    s = life(source=source)
+    assert len(s.days) == {"biographies": 3, "stories": 5}[source]
     for experience, people in [(s.birth, 24), *((day, 8) for day in s.days)]:
         assert len(experience.train) == people * (4 * 6 + 1)
         assert len(experience.valid) == len(experience.test) == people * 4 * 2
 
 
-def test_probes_ask_what_was_trained():
-    s = life(attributes=6, seed=3)
+@pytest.mark.parametrize("source, attributes", [("biographies", 6), ("stories", 4)])
+def test_probes_ask_what_was_trained(source, attributes):
+    s = life(source=source, attributes=attributes, seed=3)
     for experience in (s.birth, *s.days):
-        trained = facts(experience, "train")
+        trained = facts(experience, "train", source)
         assert all(len(answers) == 1 for answers in trained.values())
-        assert facts(experience, "valid") == trained
-        assert facts(experience, "test") == trained
+        assert facts(experience, "valid", source) == trained
+        assert facts(experience, "test", source) == trained
 
 
-def test_biography_in_prose_tells_every_fact():
-    birth = life(attributes=6).birth
-    trained = facts(birth, "train")
+@pytest.mark.parametrize("source, attributes", [("biographies", 6), ("stories", 4)])
+def test_prose_tells_every_fact(source, attributes):
+    birth = life(source=source, attributes=attributes).birth
     prose = [ex.answer for ex in birth.train if not ex.prompt]
-    assert len(prose) == 24
-    for (name, _), (answer,) in ((k, tuple(v)) for k, v in trained.items()):
-        (text,) = [p for p in prose if p.startswith(name) or f" of {name} " in p]
+    assert len(prose) == 24 and not any("{" in p for p in prose)
+    for (name, _), (answer,) in ((k, tuple(v)) for k, v in facts(birth, "train", source).items()):
+        (text,) = [p for p in prose if name in p]
         assert answer in text
-    assert not any("{" in p for p in prose)
 
 
-def test_names_are_unique_over_the_life():
-    s = life(people_at_birth=500, people_per_day=500, days=7, attributes=1)
-    names = [name for e in (s.birth, *s.days) for name, _ in facts(e, "train")]
-    assert len(names) == len(set(names)) == 4000
-    early = names[: min(len(FIRST_NAMES), len(LAST_NAMES))]
+@pytest.mark.parametrize("source, days", [("biographies", 7), ("stories", 0)])
+def test_names_are_unique_over_the_life(source, days):
+    per_day = 500 if days else 120
+    s = life(source=source, people_at_birth=40, people_per_day=per_day, days=days, attributes=1)
+    names = [name for e in (s.birth, *s.days) for name, _ in facts(e, "train", source)]
+    assert len(names) == len(set(names)) == 40 + per_day * (days or 5)
+    early = names[: len(SOURCES[source].LAST_NAMES) if source == "stories" else 64]
     assert len({n.split()[0] for n in early}) == len({n.split()[1] for n in early}) == len(early)
 
 
@@ -75,19 +83,21 @@ def words(phrasings):
     return {word for p in phrasings for word in re.findall(r"\w+", p.lower())}
 
 
-def test_phrasings_are_disjoint():
-    everything = [p for a in ATTRIBUTES for p in (*a.train, *a.valid, *a.test)]
+@both
+def test_phrasings_are_disjoint(source):
+    attributes = SOURCES[source].ATTRIBUTES
+    everything = [p for a in attributes for p in (*a.train, *a.valid, *a.test)]
     assert len(everything) == len(set(everything))
     assert all(p.count("{name}") == 1 for p in everything)
-    for a in ATTRIBUTES:
+    for a in attributes:
         assert (len(a.train), len(a.valid), len(a.test)) == (6, 2, 2)
-        assert len(set(a.values)) == len(a.values) >= 36
+        assert len(set(a.values)) == len(a.values) >= {"biographies": 36, "stories": 13}[source]
 
 
-@pytest.mark.parametrize("attributes", [4, 6])
-def test_held_out_phrasings_are_made_of_trained_words(attributes):
-    chosen = ATTRIBUTES[:attributes]
-    trained = words(p for a in chosen for p in a.train)
+@pytest.mark.parametrize("source, attributes", [("biographies", 4), ("biographies", 6), ("stories", 4)])
+def test_held_out_phrasings_are_made_of_trained_words(source, attributes):
+    chosen = SOURCES[source].ATTRIBUTES[:attributes]
+    trained = words(p for a in chosen for p in (*a.train, *(a.prose if source == "stories" else ())))
     assert words(p for a in chosen for p in (*a.valid, *a.test)) <= trained
 
 
@@ -99,23 +109,23 @@ def test_too_many_people_or_attributes():
         life(attributes=7)
 
 
-def test_strangers_show_how_one_dreams_and_never_come_again():
-    plain, s = life(attributes=3), life(attributes=3, strangers=200)
+@both
+def test_strangers_show_how_one_dreams_and_never_come_again(source):
+    cast, names = SOURCES[source].CAST, set(SOURCES[source].CAST.names(np.random.default_rng(0)))
+    plain, s = life(source=source, attributes=3), life(source=source, attributes=3, strangers=200)
     assert s.birth == plain.birth and s.days == plain.days and plain.skills == () and len(s.skills) == 200
-    met = {name for e in (s.birth, *s.days) for name, _ in facts(e, "test")}
-    told = {p.title for p in biographies.passages(StreamConfig(attributes=3, strangers=200), 50)}
+    met = {name for e in (s.birth, *s.days) for name, _ in facts(e, "test", source)}
+    told = {p.title for p in cast.passages(StreamConfig(attributes=3, strangers=200), 50)}
     openings = {p.split("{")[0] for role, p in dreams.PROMPTS.items() if role != "regimen"}  # of puzzles
     styles = set()
     for skill in s.skills:
         opening = max((o for o in openings if skill.prompt.startswith(o)), key=len)
         context = skill.prompt.removeprefix(opening)
-        first, last = next(
-            p for p in itertools.pairwise(context.split()) if p[0] in FIRST_NAMES and p[1] in LAST_NAMES
-        )
-        assert f"{first} {last}" not in met | told
+        pairs = (" ".join(p).strip(".,") for p in itertools.pairwise(context.split()))
+        assert next(p for p in pairs if p in names) not in met | told
         said = dreams.read(skill.answer)
         assert said and dreams.write(said) == skill.answer
-        for value in (w for a in ATTRIBUTES[:3] for w in a.values if any(w == e.answer for e in said)):
+        for value in (w for a in cast.attributes[:3] for w in a.values if any(w == e.answer for e in said)):
             assert value in skill.prompt  # dreams of demonstrations are true to their context
         styles |= {(opening, e.prompt[-1:].replace("?", "asked") or "read") for e in said}
     assert {o for o, _ in styles} == openings
