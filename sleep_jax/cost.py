@@ -1,8 +1,11 @@
 """What a program costs, known before it runs: its FLOPs from its text, its memory from the compiler."""
 
 import math
+import os
+import pathlib
 from typing import Any
 
+import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -63,12 +66,59 @@ def compiled(run: Any, *args: Any, trips: int | None = None) -> tuple[Any, dict[
 
     Returns:
       The compiled function, and {"flops": over all devices, "xla_flops": by XLA's cost analysis of one
-      device, loops taken once, "bytes": {"argument", "output", "temp"} of one}.
+      device, loops taken once, "bytes": {"argument", "output", "alias", "temp"} of one, where what is handed
+      out in the place of an argument is alias and not taken twice}.
     """
     traced = run.trace(*args)
     program = traced.lower().compile()
     memory = program.memory_analysis()
-    sizes = {k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "temp")}
+    sizes = {k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp")}
     analysis = program.cost_analysis() or {}
     counted = {"flops": flops(traced, trips), "xla_flops": float(analysis.get("flops", 0.0))}
     return program, {**counted, "bytes": sizes}
+
+
+CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
+
+
+def needed(sizes: dict[str, int]) -> int:
+    """Bytes of one device while a program of these sizes runs."""
+    return sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
+
+
+def room() -> int:
+    """Bytes of one device: what its allocator may take, and of a CPU device its share of the host's memory.
+
+    Where the process is in a control group (a container, a Slurm job), the host's memory is its limit.
+    """
+    devices = jax.local_devices()
+    limits = [(d.memory_stats() or {}).get("bytes_limit") for d in devices]
+    if all(limits):
+        return min(limits)
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if CGROUP.exists() and (limit := CGROUP.read_text().strip()).isdigit():
+        host = min(host, int(limit))
+    return host // len(devices)
+
+
+def check(name: str, sizes: dict[str, int]) -> str:
+    """What a step takes of a device, for a person.
+
+    Raises:
+      ValueError: it takes more than there is; names the keys that lower it.
+    """
+    take, have = needed(sizes), room()
+    told = f"{name}: a step takes {_size(take)} of the {_size(have)} of each device"
+    if take <= have:
+        return told
+    kept, working = (_size(sizes[k]) for k in ("argument", "temp"))
+    raise ValueError(
+        f"{told}: {kept} for parameters, state and batch, {working} while it runs. It cannot run. For the "
+        "latter raise micro_batches, set model.remat=True and model.logit_chunk=64, or lower row_length and "
+        "the phase's batch_rows; for the former spread the model over more devices (mesh.fsdp, mesh.model) "
+        "or set model.param_dtype=bfloat16"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"

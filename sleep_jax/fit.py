@@ -70,10 +70,17 @@ class World:
     costs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def compile(self, name: str, step, state: Tree, frozen: Tree, batch: Tree, key):
-        """The step compiled for the mesh, its cost recorded before it first runs."""
-        run = self.partitioner.compile(step)
+        """The step compiled for the mesh, its cost recorded before it first runs.
+
+        Raises:
+          ValueError: it takes more memory than a device has.
+        """
+        run, first = self.partitioner.compile(step), name not in self.costs
         compiled, self.costs[name] = cost.compiled(run, state, frozen, batch, key)
         metrics.write_memory(self.workdir, self.costs)
+        told = cost.check(name, self.costs[name]["bytes"])
+        if first:
+            print(told, flush=True)
         return compiled
 
 

@@ -1,22 +1,28 @@
 """What the network is trained on: sums over tokens, with their counts."""
 
+from sleep_jax.ops.chunked import over_positions
 from sleep_jax.ops.masked import masked_mean, token_logps
-from sleep_jax.types import Batch, Mean, Memory, Model, Objective, Tree
+from sleep_jax.types import Array, Batch, Mean, Memory, Model, Objective, Tree
 
 
 def next_token(
     model: Model, params: Tree, memory: Memory | None, batch: Batch, adapter: Tree | None = None
 ) -> Mean:
     """Negative log-likelihood of the targets, -log p(x_{t+1} | x_{<=t}), in nats per weighted token."""
-    logits_BTV = model.apply(
+
+    def nll(hidden_BTD: Array, targets_BT: Array) -> Array:
+        return -token_logps(model.unembed(params, hidden_BTD), targets_BT)
+
+    hidden_BTD = model.apply(
         params,
         batch.tokens_BT,
         memory=memory,
         adapter=adapter,
         segments_BT=batch.segments_BT,
         positions_BT=batch.positions_BT,
-    ).logits_BTV
-    return masked_mean(-token_logps(logits_BTV, batch.targets_BT), batch.weights_BT)
+    ).hidden_BTD
+    nll_BT = over_positions(nll, model.config.logit_chunk, hidden_BTD, batch.targets_BT)
+    return masked_mean(nll_BT, batch.weights_BT)
 
 
 def supervised(model: Model) -> Objective:

@@ -202,7 +202,7 @@ def write_slots(run: str | os.PathLike, slots: Sequence[Slot]) -> None:
 
 
 def write_memory(run: str | os.PathLike, steps: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes <run>/memory.json: {step: {"flops": number, "bytes": {"argument": .., "output", "temp"}}}."""
+    """Writes <run>/memory.json: {step: {"flops": .., "bytes": {"argument": .., ..}}} (`cost.compiled`)."""
     _replace(pathlib.Path(run, "memory.json"), _json(steps, indent=2))
 
 

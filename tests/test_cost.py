@@ -97,5 +97,35 @@ def test_what_is_no_product_is_little_of_what_xla_counts(tiny):
 def test_a_compiled_program_comes_with_its_cost():
     run, found = cost.compiled(jax.jit(lambda a, b: twice(a) @ b), A_23, B_34)
     np.testing.assert_allclose(run(A_23, B_34), twice(A_23) @ B_34)
-    assert found["flops"] == 2 * 36 + 48 and found["bytes"].keys() == {"argument", "output", "temp"}
+    assert found["flops"] == 2 * 36 + 48 and found["bytes"].keys() == {"argument", "output", "alias", "temp"}
     assert found["bytes"]["argument"] == A_23.nbytes + B_34.nbytes and found["bytes"]["output"] == 2 * 4 * 4
+
+
+def test_what_is_handed_out_in_the_place_of_an_argument_is_taken_once():
+    x = jnp.ones((64, 256))
+    plain, donating = (
+        cost.compiled(jax.jit(lambda x: x + 1, donate_argnums=d), x)[1]["bytes"] for d in ((), (0,))
+    )
+    assert cost.needed(plain) - plain["temp"] == 2 * x.nbytes
+    assert cost.needed(donating) - donating["temp"] == x.nbytes
+
+
+def test_a_step_that_does_not_fit_is_refused_with_what_to_lower(monkeypatch):
+    sizes = {"argument": 3 << 30, "output": 3 << 30, "alias": 3 << 30, "temp": 1 << 30}
+    monkeypatch.setattr(cost, "room", lambda: 4 << 30)
+    assert cost.check("sleep", sizes) == "sleep: a step takes 4.00 GiB of the 4.00 GiB of each device"
+    monkeypatch.setattr(cost, "room", lambda: (4 << 30) - 1)
+    with pytest.raises(ValueError, match="3.00 GiB for parameters.*1.00 GiB while it runs.*micro_batches"):
+        cost.check("sleep", sizes)
+
+
+def test_the_room_of_a_cpu_device_is_its_share_of_what_the_process_may_take(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "CGROUP", tmp_path / "none")
+    host = cost.room()
+    assert 2**26 < host < 2**45
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(cost, "CGROUP", limit)
+    limit.write_text("max\n")
+    assert cost.room() == host
+    limit.write_text(f"{8 << 20}\n")
+    assert cost.room() == (8 << 20) // len(jax.devices())

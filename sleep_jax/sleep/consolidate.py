@@ -17,6 +17,7 @@ from sleep_jax.data import encoding, packing
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops import divergence
+from sleep_jax.ops.chunked import over_positions
 from sleep_jax.ops.masked import entropy, masked_mean, token_logps
 from sleep_jax.ops.policy_gradient import reinforce_loss
 from sleep_jax.sleep.recall import Dream
@@ -133,25 +134,29 @@ def objective(
         params, memory = join(trainable, *frozen)
         if lift is not None:
             memory = memory_lib.lift_slot(memory, *place, lift)
-        return model.apply(params, tokens_BT, memory=memory, **where)
+        return model.apply(params, tokens_BT, memory=memory, **where), params
 
-    def softened(frozen, teacher_BTD, student_BTV):
-        """tau^2 F of the softened distributions; the cap holds for what comes out."""
-        logits = (model.unembed(frozen[0], teacher_BTD), student_BTV)
-        soft = (z_BTV / tau for z_BTV in logits)
-        return tau**2 * divergence.generalised_jsd(*soft, config.beta, clip and clip / tau**2)
+    def compared(teacher_BTD, teachers, student_BTD, students, *next_BT):
+        """tau^2 F of the softened distributions (the cap holds for what comes out), the student's entropy,
+        and its log-probability of the next token where one is given; heads are of the parameters given."""
 
-    def uncertainty(out, weights_BT):
-        return masked_mean(jax.lax.stop_gradient(entropy(out.logits_BTV)), weights_BT)
+        def part(teacher_BTD, student_BTD, *next_BT):
+            logits = model.unembed(teachers, teacher_BTD), model.unembed(students, student_BTD)
+            soft = (z_BTV / tau for z_BTV in logits)
+            kl_BT = tau**2 * divergence.generalised_jsd(*soft, config.beta, clip and clip / tau**2)
+            entropy_BT = entropy(jax.lax.stop_gradient(logits[1]))
+            return kl_BT, entropy_BT, *(token_logps(logits[1], y_BT) for y_BT in next_BT)
+
+        return over_positions(part, model.config.logit_chunk, teacher_BTD, student_BTD, *next_BT)
 
     def taught(trainable, frozen, lesson: Lesson, key):
         rows = lesson.rows
         where = {"segments_BT": rows.segments_BT, "positions_BT": rows.positions_BT}
         lift = LIFT * jax.random.bernoulli(key, forced) if forced and key is not None else None
-        out = student(trainable, frozen, rows.tokens_BT, lift, **where)
-        kl_BT = softened(frozen, lesson.hidden_BTD, out.logits_BTV)
+        out, own = student(trainable, frozen, rows.tokens_BT, lift, **where)
+        kl_BT, entropy_BT = compared(lesson.hidden_BTD, frozen[0], out.hidden_BTD, own)
         terms = {"kl": masked_mean(kl_BT, rows.weights_BT)}
-        metrics = {"entropy": uncertainty(out, rows.weights_BT)}
+        metrics = {"entropy": masked_mean(entropy_BT, rows.weights_BT)}
         if routed:
             score_NBT, read_BT = out.router_NBTLE[..., *place], rows.segments_BT > 0
             score_NBT = score_NBT if lift is None else score_NBT - lift
@@ -164,15 +169,14 @@ def objective(
         return terms, metrics
 
     def practised(trainable, frozen, practice: Practice):
-        out = student(trainable, frozen, practice.tokens_BT)
-        kl_BT = softened(frozen, practice.hidden_BTD, out.logits_BTV)
+        out, own = student(trainable, frozen, practice.tokens_BT)
         next_BT = jnp.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))
-        logps_BT = token_logps(out.logits_BTV, next_BT)
+        kl_BT, entropy_BT, logps_BT = compared(practice.hidden_BTD, frozen[0], out.hidden_BTD, own, next_BT)
         terms = {
             "kl_on_policy": masked_mean(kl_BT, practice.sampled_BT),
             "imitation": reinforce_loss(logps_BT, practice.advantage_B, practice.sampled_BT),
         }
-        return terms, {"entropy_on_policy": uncertainty(out, practice.sampled_BT)}
+        return terms, {"entropy_on_policy": masked_mean(entropy_BT, practice.sampled_BT)}
 
     def totals(trainable, frozen, batch, key):
         terms, metrics = {}, {}
@@ -346,9 +350,12 @@ def _likeliest(model: Model):
     @jax.jit
     def likeliest(params, memory, adapter, tokens_BT, segments_BT, positions_BT):
         where = {"segments_BT": segments_BT, "positions_BT": positions_BT}
-        return jnp.argmax(
-            model.apply(params, tokens_BT, memory=memory, adapter=adapter, **where).logits_BTV, -1
-        )
+        hidden_BTD = model.apply(params, tokens_BT, memory=memory, adapter=adapter, **where).hidden_BTD
+
+        def best(h_BTD):
+            return jnp.argmax(model.unembed(params, h_BTD), -1)
+
+        return over_positions(best, model.config.logit_chunk, hidden_BTD)
 
     return likeliest
 

@@ -128,8 +128,9 @@ class Judge:
 
         @jax.jit
         def verdict(tokens_BT, lengths_B):
-            logits_BTV = model.apply(params, tokens_BT, memory=memory).logits_BTV
-            last_BV = jnp.take_along_axis(logits_BTV, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+            hidden_BTD = model.apply(params, tokens_BT, memory=memory).hidden_BTD
+            last_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
+            last_BV = model.unembed(params, last_BTD)[:, 0]
             return last_BV[:, self.yes] > last_BV[:, self.no]
 
         self._verdict = verdict

@@ -29,12 +29,16 @@ KEY = jax.random.key(0)
 B, T, V, D = 3, 5, 7, 4
 
 
-def bigram():
+def bigram(chunk=0):
     def apply(params, tokens_BT, *, memory=None, segments_BT=None, positions_BT=None):
         hidden_BTD = params["embed"][tokens_BT]
         return Output(hidden_BTD @ params["head"], hidden_BTD, None, None)
 
-    return types.SimpleNamespace(apply=apply, unembed=lambda params, h_BTD: h_BTD @ params["head"])
+    return types.SimpleNamespace(
+        apply=apply,
+        unembed=lambda params, h_BTD: h_BTD @ params["head"],
+        config=types.SimpleNamespace(logit_chunk=chunk),
+    )
 
 
 def onto_head(delta, params, memory):
@@ -97,14 +101,14 @@ def by_hand(case, config, delta):
 
 
 @functools.cache
-def compiled(config):
-    objective, optimizer = consolidate.objective(bigram(), config, onto_head), optax.sgd(1.0)
+def compiled(config, chunk=0):
+    objective, optimizer = consolidate.objective(bigram(chunk), config, onto_head), optax.sgd(1.0)
     return objective, optimizer, jax.jit(steps.make(objective, optimizer))
 
 
-def gradient_of(config, case, **batch):
+def gradient_of(config, case, chunk=0, **batch):
     """Of the step itself: with plain gradient descent at rate 1 the parameters move by minus the gradient."""
-    objective, optimizer, step = compiled(config)
+    objective, optimizer, step = compiled(config, chunk)
     state, metrics = step(steps.init(optimizer, case.delta), case.frozen, batch or case.batch, KEY)
     value = sum(w * float(metrics[k].value()) for k, w in objective.weights.items() if k in metrics)
     return case.delta - np.asarray(state.params), value, metrics
@@ -132,6 +136,15 @@ def test_the_step_descends_the_objective_written_out_by_hand(case, config):
     assert np.abs(wanted_DV).max() > 0.04
     np.testing.assert_allclose(gradient_DV, wanted_DV, atol=2e-5)
     assert value == pytest.approx(by_hand(case, config, case.delta.astype(np.float64)), abs=1e-5)
+
+
+def test_logits_made_a_few_positions_at_a_time_are_the_same_objective(case):
+    config = SeedConfig(beta=0.5, alpha=0.6, on_policy=0.5, temperature=2.0)
+    (whole_DV, value, metrics), (parts_DV, same, others) = (gradient_of(config, case, n) for n in (0, 2))
+    np.testing.assert_allclose(parts_DV, whole_DV, rtol=1e-5, atol=1e-6)
+    assert same == pytest.approx(value, rel=1e-6)
+    for k, mean in metrics.items():
+        assert float(others[k].value()) == pytest.approx(float(mean.value()), rel=1e-5, abs=1e-6)
 
 
 OPSD = SeedConfig(beta=0.3, alpha=1.0, on_policy=1.0)
