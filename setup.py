@@ -8,7 +8,11 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sleep_jax/__init__.py").read_text()).group(1)
 TEST = ["pytest>=8", "pytest-xdist", "rapidfuzz", "hypothesis", "scipy", "setuptools"]
+# Another program that checkpoints are compared with (of torch the last release that this was done with); the
+# tests that need it are skipped without.
+TEST += ["jinja2", "safetensors", "torch<2.14", "transformers>=5"]
 TFDS = ["tensorflow-datasets"]
+HF = ["huggingface_hub", "jinja2"]  # checkpoints by name, and their chat templates
 
 setuptools.setup(
     name="sleep_jax",
@@ -39,6 +43,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "tfds": TFDS,
+        "hf": HF,
         "bench": ["torch", "transformers", "peft"],  # what launch.bench --suite=dream measures itself against
         "test": TEST,
         "dev": [*TEST, "ruff"],

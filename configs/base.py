@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.seed = 0  # of everything random
     c.seeds = 1  # number of lives, with seeds seed, seed + 1, ...
     c.data_dir = ""  # folder that holds data sets, such as clinc150/data_full.json
-    c.tokenizer = ""  # path of a tokenizer.json; empty trains one at birth
+    c.tokenizer = ""  # path of a tokenizer.json; empty trains one at birth, or is that of model.checkpoint
     c.vocab_size = 1024  # tokens, upper bound for a tokenizer trained at birth
     c.row_length = 64  # tokens per packed row
     c.answer_tokens = 16  # tokens, longest answer
@@ -26,16 +26,16 @@ def get_config() -> ConfigDict:
     c.log_every = 10  # steps between lines of metrics
 
     c.stream = s = ConfigDict()
-    s.source = "biographies"  # biographies, puzzles, clinc150, documents or tfds
+    s.source = "biographies"  # biographies, stories, puzzles, clinc150, documents or tfds
     s.path = ""  # documents: folder of .txt and .md files
-    s.seed = 0  # biographies: who lives where; puzzles: which
+    s.seed = 0  # biographies, stories: who lives where; puzzles: which
     s.birth_fraction = 0.5  # share of domains, folders or classes that is known at birth
-    s.days = 0  # days lived; 0 is all that there are (biographies: 3)
+    s.days = 0  # days lived; 0 is all that there are (biographies: 3, stories: 5)
     s.probes = "test"  # split that a life is measured on; "valid" while settings are chosen
-    s.people_at_birth = 24  # biographies
-    s.people_per_day = 8  # biographies
-    s.attributes = 4  # biographies: facts per person
-    s.strangers = 0  # biographies, puzzles: how many more at birth in whom dreaming is shown
+    s.people_at_birth = 24  # biographies, stories
+    s.people_per_day = 8  # biographies, stories
+    s.attributes = 4  # biographies, stories: facts per person
+    s.strangers = 0  # biographies, stories, puzzles: how many more at birth in whom dreaming is shown
     s.puzzles = 0  # puzzles: solved at birth
     s.families = ("recolour", "keep", "frame", "shift")  # puzzles: of rules known at birth
     s.sides = (3, 6)  # puzzles: least and most rows, and columns, of a grid
@@ -45,6 +45,11 @@ def get_config() -> ConfigDict:
     s.tfds_splits = ("train[:90%]", "train[90%:]", "test")  # tfds: train, valid, test
 
     c.model = m = ConfigDict()
+    # What a life starts from in place of random numbers: a folder as transformers saves it (Llama 3, SmolLM2,
+    # Qwen 2.5, Qwen 3), one of llama2.c, or a name on the hub such as "Qwen/Qwen3-0.6B". Its config.json then
+    # sets all keys below but max_len, compute_dtype, remat, unroll and logit_chunk, its files the type of the
+    # parameters, and the tokenizer is its own. Passes over the birth documents follow (birth.epochs).
+    m.checkpoint = ""  # empty is training from scratch
     m.vocab_size = 1024  # tokens; the tokenizer's own number takes its place
     m.width = 128  # D, channels
     m.layers = 4  # N
@@ -54,6 +59,12 @@ def get_config() -> ConfigDict:
     m.ff = 352  # F, hidden units of an MLP
     m.max_len = 64  # tokens, longest sequence
     m.rope_theta = 10_000.0  # base of the rotary wavelengths
+    m.rope_factor = 1.0  # that these are stretched by; 1: not (Llama 3.1: 8)
+    m.rope_original = 0  # tokens, context before stretching: short wavelengths stay; 0 stretches all alike
+    m.rope_low = 1.0  # turns in that context below which a wavelength is stretched wholly
+    m.rope_high = 4.0  # turns in that context above which it is not stretched
+    m.window = 0  # tokens that the layers of window_layers look back, their own included
+    m.window_layers = ()  # counted from 0; the others see all
     m.norm_eps = 1e-6  # added to mean squares
     m.tie_embeddings = True  # one table for input and output
     m.qk_norm = False  # RMSNorm of queries and keys (Qwen 3)
@@ -62,6 +73,7 @@ def get_config() -> ConfigDict:
     m.compute_dtype = "float32"  # softmax and log-softmax are float32 whatever this is
     m.remat = False  # recompute layers in the backward pass
     m.unroll = 1  # layers per iteration of the scan over depth
+    m.logit_chunk = 0  # positions of a row whose logits exist at once in a loss; 0 is all
 
     c.memory = y = ConfigDict()
     y.periods = (512,)  # tokens between writes of each fast level, fastest first
@@ -79,8 +91,8 @@ def get_config() -> ConfigDict:
     d.mode = "jit"  # "jit", or "map" for one program per device
 
     c.birth = b = ConfigDict()
-    b.checkpoint = ""  # folder birth/ of an earlier run to start from; empty trains from scratch
-    b.epochs = 10  # passes over the birth documents
+    b.checkpoint = ""  # folder birth/ of an earlier run to start from, in place of training
+    b.epochs = 10  # passes over the birth documents; 0, behind model.checkpoint alone, takes it as it is
     b.batch_rows = 16  # rows per step
     b.blanks = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
     b.prompt_weight = 1.0  # weight of predicting a prompt's tokens

@@ -5,14 +5,10 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from sleep_jax import checkpoint, life, metrics, report, settings
-from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax import checkpoint, life, metrics, report, standing
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.model.build import build
-from sleep_jax.phases import State
 from sleep_jax.sleep.selves import Slot
 
 # What only the data could tell of the life without the night.
@@ -41,32 +37,15 @@ def forget(workdir: str | pathlib.Path, nights: Sequence[int]) -> str:
       ValueError: the directory is not that of a life, or a night has no slot of its own. Nothing is changed.
       FileNotFoundError, CheckpointError: what the life was made of is gone, or cannot be read or written.
     """
-    workdir = pathlib.Path(workdir)
-    names = checkpoint.boundaries(workdir)
-    if not names:
-        raise ValueError(_no_life(workdir))
-    # Boundaries come first, rolling checkpoints after them.
-    record = checkpoint.metas(workdir)[len(names) - 1]["state"]
+    life_here = standing.read(workdir)
+    workdir, boundary = life_here.workdir, life_here.boundary
     nights = sorted(set(nights))
-    chosen = _slots_of(record, nights)
-
-    root = next((p for p in (workdir, *workdir.absolute().parents[:2]) if (p / "config.json").exists()), None)
-    if root is None:
-        raise ValueError(f"there is no config.json in {workdir} or the two directories above it")
-    config = settings.load(json.loads((root / "config.json").read_text()))
-    births = [pathlib.Path(config.birth.checkpoint)] if config.birth.checkpoint else []
-    births += [p / "birth" for p in (workdir, workdir.absolute().parent)]
-    birth = next((p for p in births if (p / "tokenizer.json").exists()), births[0])
-    tok = Tokenizer.load(birth / "tokenizer.json")
-    model = build(dataclasses.replace(config.model, vocab_size=tok.vocab_size), config.memory, eos=tok.eos)
-    like = State(*(jax.eval_shape(init, jax.random.key(0)) for init in (model.init, model.init_memory)))
-
-    arrays, meta = checkpoint.load_boundary(workdir, names[-1], like.arrays())
-    state = State.restore(arrays, meta["state"])
+    chosen = _slots_of(life_here.meta["state"], nights)
+    state = life_here.state()
     mask = np.zeros(state.memory.active_LE.shape, bool)
     for slot in chosen:
         mask[slot.level, slot.index] = True
-    cycle = names[-1].split("-")[0]
+    cycle = boundary.split("-")[0]
     experience_of = {n.night: n.experience for n in state.nights if not n.rem}
     state = dataclasses.replace(
         state,
@@ -77,18 +56,18 @@ def forget(workdir: str | pathlib.Path, nights: Sequence[int]) -> str:
         retention=state.retention[: int(cycle)],
         nights=[
             *state.nights,
-            *(metrics.Night(n, experience_of[n], "forgotten", f"after {names[-1]}") for n in nights),
+            *(metrics.Night(n, experience_of[n], "forgotten", f"after {boundary}") for n in nights),
         ],
     )
     name = f"{cycle}-forget-{'-'.join(map(str, nights))}"
-    checkpoint.save_boundary(workdir, name, state.arrays(), meta | {"state": state.record()})
+    checkpoint.save_boundary(workdir, name, state.arrays(), life_here.meta | {"state": state.record()})
     checkpoint.clear_rolling(workdir)  # it led on from a self that still had the night
     life.write_slots(workdir, state)
     if (workdir / "summary.json").exists():
         summary = metrics.Summary(**json.loads((workdir / "summary.json").read_text()))
         unknown = dict.fromkeys(UNKNOWN) | {"experiences": dict.fromkeys(summary.experiences)}
         metrics.write_summary(workdir, dataclasses.replace(summary, nights=state.nights, **unknown))
-    report.write(root)
+    report.write(life_here.root)
     return "\n".join(
         [
             *(
@@ -96,23 +75,11 @@ def forget(workdir: str | pathlib.Path, nights: Sequence[int]) -> str:
                 f"slot {s.index} of level {s.level + 1} is locked and empty"
                 for s in chosen
             ),
-            f"{len(state.slots)} slots remain in use; phases/{name} stands in for phases/{names[-1]}",
+            f"{len(state.slots)} slots remain in use; phases/{name} stands in for phases/{boundary}",
             "the accuracies in summary.json are unknown now: the command that made this life measures them",
             "checkpoints before it and dreams/ still hold what the night learnt",
         ]
     )
-
-
-def _no_life(workdir: pathlib.Path) -> str:
-    below = sorted(
-        str(path.parent)
-        for depth in ("*/phases", "*/*/phases")
-        for path in workdir.glob(depth)
-        if path.parent.name != "birth"
-    )
-    if below:
-        return f"--workdir={workdir} holds several lives: name one of {', '.join(below)}"
-    return f"--workdir={workdir} holds no life: it must be a directory that launch.main has written"
 
 
 def _slots_of(record: dict, nights: Sequence[int]) -> list[Slot]:

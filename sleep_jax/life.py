@@ -5,9 +5,23 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
-from sleep_jax import checkpoint, evals, losses, methods, metrics, optim, phases, report, rng, steps, terminal
+from sleep_jax import (
+    checkpoint,
+    evals,
+    losses,
+    methods,
+    metrics,
+    optim,
+    phases,
+    pretrained,
+    report,
+    rng,
+    steps,
+    terminal,
+)
 from sleep_jax.data import encoding, stream
 from sleep_jax.data.stream import Example, Experience
 from sleep_jax.data.tokenizer import Tokenizer
@@ -42,6 +56,7 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     names = [n.strip() for n in config.method.split(",") if n.strip()]
     chosen = {name: methods.get(name) for name in names}
     root = pathlib.Path(workdir)
+    config = sized(config)
     checkpoint.work_dir_config(root, as_json(config), ignore=FREE_KEYS)
     material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
     summaries, nights = [], {}
@@ -57,6 +72,13 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     terminal.closing_table(summaries, nights)
     print(f"report: {root / 'report.html'}")
     return summaries
+
+
+def sized(config: Config) -> Config:
+    """The configuration with the sizes of its `model.checkpoint`, if it names one; raises as `pretrained`."""
+    if not config.model.checkpoint:
+        return config
+    return dataclasses.replace(config, model=pretrained.shape(config.model))
 
 
 @dataclasses.dataclass
@@ -80,14 +102,13 @@ def world_of(
     of = {"method": [name], "seed": [str(seed)], "data": stream.told(material)}
     if not read_only:  # a birth that is given may have read other things
         phases.claim(workdir, of)
-    model_config = dataclasses.replace(config.model, vocab_size=tok.vocab_size)
     return World(
         config=config,
         seed=seed,
         workdir=workdir,
         stream=material,
         tok=tok,
-        model=build(model_config, config.memory, eos=tok.eos),
+        model=build(config.model_of(tok.vocab_size), config.memory, eos=tok.eos),
         partitioner=Partitioner(config.mesh),
         writer=None if read_only else metrics.MetricsWriter(workdir, phases.position(workdir)),
         account=Account(),
@@ -97,6 +118,10 @@ def world_of(
 
 def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Stream) -> Newborn:
     """The model that has read the birth documents: trained here, or taken from `birth.checkpoint`.
+
+    Training begins with random numbers or with `model.checkpoint`, which may have read nothing in our form
+    of questions and answers: that is what the birth documents then teach it. With `birth.epochs` 0 it is
+    taken as it is.
 
     Raises:
       FileNotFoundError: `birth.checkpoint` is not the birth of a life.
@@ -108,8 +133,11 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
             f"birth.checkpoint={given} holds no tokenizer.json with phases/{BIRTH}: name the folder birth/ "
             "that launch.main wrote"
         )
+    source = config.model.checkpoint
     if file.exists():
         tok = Tokenizer.load(file)
+    elif source:
+        tok = pretrained.tokenizer(source, config.tokenizer)
     elif config.tokenizer:
         tok = Tokenizer.load(config.tokenizer)
     else:
@@ -117,24 +145,28 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
     world = world_of(config, seed, given or workdir, material, tok, "birth", read_only=given is not None)
     _fits(world)
     if not file.exists():
-        tok.save(file.with_suffix(".half"))
-        file.with_suffix(".half").replace(file)
-    params = world.partitioner.put(world.model.init(rng.stream(seed, "birth/init")))
+        tok.save(file)
+    init = functools.partial(world.model.init, rng.stream(seed, "birth/init"))
+    like = State(jax.eval_shape(init), None)
     if given:
-        return Newborn(world.tok, phases.load(world, BIRTH, State(params, None)).params)
+        return Newborn(world.tok, phases.load(world, BIRTH, like).params)
 
     def train(state: State) -> State:
+        place = world.partitioner
+        params = pretrained.params(source, place.abstract(like.params)) if source else place.put(init())
+        if not config.birth.epochs:
+            return dataclasses.replace(state, params=params)
         rows = finetune.pack(world, material.birth.train, material.skills, config.birth.prompt_weight)
         finetune.read(world, material.birth)
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
         batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)
         optimizer = optim.make(config.birth.optim, count)
         step = steps.make(losses.supervised(world.model), optimizer, config.micro_batches)
-        trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, state.params), None, batches, count)
+        trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, params), None, batches, count)
         return dataclasses.replace(state, params=trained.params)
 
     checkpoint.sweep(workdir)
-    state = phases.phase(world, BIRTH, State(params, None), train)
+    state = phases.phase(world, BIRTH, like, train)
     world.writer.close()
     return Newborn(world.tok, state.params)
 

@@ -23,17 +23,17 @@ from sleep_jax.wake import WakeConfig
 
 @dataclasses.dataclass(frozen=True)
 class BirthConfig:
-    """Training from scratch before the first day."""
+    """Training before the first day, from scratch or from `model.checkpoint`."""
 
     checkpoint: str = ""  # a birth to start from instead: a folder written by `launch.main`
-    epochs: int = 10  # passes over the birth documents, each in both directions
+    epochs: int = 10  # passes over the birth documents, each in both directions; 0 learns nothing
     batch_rows: int = 16  # rows per step
     blanks: float = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
     prompt_weight: float = 1.0  # weight of predicting a prompt's tokens
     optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.1)
 
     def __post_init__(self):
-        at_least(self, "birth.", epochs=1, batch_rows=1, prompt_weight=0)
+        at_least(self, "birth.", epochs=0, batch_rows=1, prompt_weight=0)
         if not 0 <= self.blanks < 1:
             raise ValueError(f"birth.blanks={self.blanks} is not in [0, 1)")
 
@@ -169,7 +169,7 @@ class Config:
     seed: int = 0
     seeds: int = 1  # lives with seeds seed, seed + 1, ...
     data_dir: str = ""  # folder of data sets
-    tokenizer: str = ""  # a tokenizer.json; empty trains one at birth
+    tokenizer: str = ""  # a tokenizer.json; empty trains one at birth, or is that of model.checkpoint
     vocab_size: int = 1024  # of the tokenizer trained at birth, an upper bound
     row_length: int = 64  # tokens per packed row
     answer_tokens: int = 16  # most tokens of an answer
@@ -194,6 +194,11 @@ class Config:
             raise ValueError(f"method={self.method!r} names no method: name one, or several with commas")
         at_least(self, "", seed=0, seeds=1, vocab_size=1, row_length=1, answer_tokens=1)
         at_least(self, "", eval_batch=4, checkpoint_every=1, log_every=1, micro_batches=1)
+        if not (self.birth.epochs or self.birth.checkpoint or self.model.checkpoint):
+            raise ValueError(
+                "birth.epochs=0 with neither birth.checkpoint nor model.checkpoint is a birth that learns "
+                "nothing: set one of them, or birth.epochs to at least 1"
+            )
         if self.checkpoint_every % self.sleep.imitate.refresh:
             raise ValueError(
                 f"checkpoint_every={self.checkpoint_every} is not a multiple of sleep.imitate.refresh="
@@ -233,6 +238,11 @@ class Config:
                 f"row_length={self.row_length} fills model.max_len={self.model.max_len}: lower the one or "
                 "raise the other"
             )
+
+    def model_of(self, words: int) -> ModelConfig:
+        """The model with a tokenizer of so many words; a checkpoint may have rows for more than it has."""
+        rows = self.model.vocab_size if self.model.checkpoint else 0
+        return dataclasses.replace(self.model, vocab_size=max(words, rows))
 
     def rows(self) -> dict[str, int]:
         """Rows of every batch that an optimiser step takes, by the keys that say so."""

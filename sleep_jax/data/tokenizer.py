@@ -1,12 +1,21 @@
 """Text to token ids and back: byte-level BPE with six tokens of our own, which no text can forge."""
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+import pathlib
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<ans>", "<recall>", "<say>")
+from sleep_jax.data import llama2c
+
+KINDS = ("pad", "bos", "eos", "ans", "recall", "say")
+CONFIG = "tokenizer_config.json"
+SPECIALS = tuple(f"<{kind}>" for kind in KINDS)
+UNUSED = re.compile(r"<\|reserved_special_token_\d+\|>|<unused\d+>")  # of Llama 3 and of Gemma
 
 
 class Tokenizer:
@@ -17,19 +26,37 @@ class Tokenizer:
 
     Attributes:
       vocab_size: one more than the highest id.
-      pad, bos, eos, ans, recall, say: ids of the special tokens.
+      pad, bos, eos, ans, recall, say: ids of the special tokens; bos and eos may be one.
+      appended: how many of these `inner` lacked.
+      names: what they are called in the vocabulary.
+      chat_template: Jinja template of a checkpoint's own dialogues, or "".
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer):
-        """Takes over `inner`, appending those of the specials that it lacks."""
-        inner.add_special_tokens([tokenizers.AddedToken(s, special=True, normalized=False) for s in SPECIALS])
+    def __init__(
+        self, inner: tokenizers.Tokenizer, names: Mapping[str, str] | None = None, chat_template: str = ""
+    ):
+        """Takes over `inner`.
+
+        Args:
+          inner: the vocabulary; what it lacks of our tokens is appended.
+          names: what they are called, by kind; others are called "<ans>" and so on.
+          chat_template: see above.
+        """
+        self.names = dict(zip(KINDS, SPECIALS, strict=True)) | dict(names or {})
+        self.chat_template = chat_template
+        before = inner.get_vocab_size()
+        inner.add_special_tokens(
+            [tokenizers.AddedToken(s, special=True, normalized=False) for s in self.names.values()]
+        )
+        self.appended = inner.get_vocab_size() - before
         inner.encode_special_tokens = True
         # A given file may cut or fill what it encodes; lengths are checked in encoding.py, aloud.
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
-        self.pad, self.bos, self.eos, self.ans, self.recall, self.say = map(inner.token_to_id, SPECIALS)
+        ids = [inner.token_to_id(self.names[kind]) for kind in KINDS]
+        self.pad, self.bos, self.eos, self.ans, self.recall, self.say = ids
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -61,22 +88,55 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Reads a tokenizer.json, ours or any other; specials that it lacks get the ids after its last.
+        """Reads a tokenizer.json, ours or any other, or a tokenizer of llama2.c (.bin).
+
+        A tokenizer_config.json beside it, as transformers writes it, says what the special tokens are called
+        and what dialogues look like. Of ours that it does not name, a token that the vocabulary keeps free
+        becomes each, and where there is none free, it is appended. Without a token that begins texts the one
+        that ends them does: it is what stood before a text when the checkpoint learnt.
 
         Raises:
           FileNotFoundError: when there is no such file.
-          ValueError: when the file is not a tokenizer.json.
+          ValueError: when the file is no tokenizer, or does not hold what is said to be in it.
         """
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"no tokenizer at {os.fspath(path)!r}")
+        path = pathlib.Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no tokenizer at {str(path)!r}")
+        if path.suffix == ".bin":
+            return cls(*llama2c.read(path))
         try:
-            return cls(tokenizers.Tokenizer.from_file(os.fspath(path)))
+            inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{os.fspath(path)!r} is not a tokenizer.json: {error}") from error
+            raise ValueError(f"{str(path)!r} is not a tokenizer.json: {error}") from error
+        names, template = _said_beside(path)
+        for kind, name in names.items():
+            if inner.token_to_id(name) is None:
+                raise ValueError(
+                    f"{path.with_name(CONFIG)} calls {name!r} the {kind}_token; {path.name} lacks it"
+                )
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        free = {t for t in vocabulary if UNUSED.fullmatch(t)} - set(names.values())
+        free = sorted(free, key=vocabulary.__getitem__)
+        for kind, name in zip(KINDS, SPECIALS, strict=True):
+            if kind not in names and name not in vocabulary and free:
+                names[kind] = free.pop(0)
+        return cls(inner, names, template)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes tokenizer.json."""
-        self._inner.save(os.fspath(path))
+        """Writes tokenizer.json and, beside it and before it, tokenizer_config.json."""
+        path = pathlib.Path(path)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= {f"{kind}_token": self.names[kind] for kind in KINDS[:3]}
+        config["extra_special_tokens"] = {f"{kind}_token": self.names[kind] for kind in KINDS[3:]}
+        config |= {"chat_template": self.chat_template} if self.chat_template else {}
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        for file, write in (
+            (path.with_name(CONFIG), lambda half: half.write_text(text, encoding="utf-8")),
+            (path, lambda half: self._inner.save(str(half))),
+        ):
+            half = file.with_name(f".{file.name}.half")
+            write(half)
+            half.replace(file)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: nothing is put around it.
@@ -89,6 +149,68 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             raise ValueError(f"not a text that UTF-8 can hold: {text[:60]!r} ({error})") from error
 
+    def asked(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a dialogue up to where the model answers, in the form of the checkpoint's own template.
+
+        Args:
+          messages: each with a "role" ("system", "user", "assistant") and its "content"; special tokens are
+            those that the template and, unlike in `encode`, the contents spell.
+
+        Raises:
+          ValueError: there is no template, or it refuses the messages.
+          ImportError: jinja2 is not installed.
+        """
+        if not self.chat_template:
+            raise ValueError("this tokenizer has no chat template: its checkpoint has learnt no dialogues")
+        try:
+            import jinja2.sandbox
+        except ImportError as error:
+            raise ImportError("chat templates are rendered with jinja2: pip install jinja2") from error
+
+        def refuse(message: str):
+            raise jinja2.TemplateError(message)
+
+        # The environment that transformers renders templates in.
+        rules = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        rules.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+        names = {f"{kind}_token": self.names[kind] for kind in KINDS[:3]}
+        rules.globals |= {"raise_exception": refuse, "strftime_now": time.strftime, **names}
+        try:
+            text = rules.from_string(self.chat_template).render(messages=messages, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template of the checkpoint refuses this: {error}") from error
+        self._inner.encode_special_tokens = False
+        try:
+            return self._inner.encode(text, add_special_tokens=False).ids
+        finally:
+            self._inner.encode_special_tokens = True
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of all ids, special tokens dropped; bytes that are no UTF-8 become U+FFFD."""
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _said_beside(path: pathlib.Path) -> tuple[dict[str, str], str]:
+    """Names of special tokens by kind, and the chat template, of the files beside a tokenizer.json."""
+    file = path.with_name(CONFIG)
+    if not file.exists():
+        return {}, ""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        extra = config.get("extra_special_tokens")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not a JSON object: {error}") from error
+    said = {kind: config.get(f"{kind}_token") for kind in KINDS[:3]}
+    said |= {kind: extra.get(f"{kind}_token") for kind in KINDS[3:]} if isinstance(extra, dict) else {}
+    names = {kind: t["content"] if isinstance(t, dict) else t for kind, t in said.items() if t}
+    if "eos" in names:
+        names.setdefault("bos", names["eos"])
+    if names.get("pad") in (names.get("bos"), names.get("eos")):  # padding must not end a text
+        names.pop("pad", None)
+    template = path.with_name("chat_template.jinja")
+    if template.exists():
+        return names, template.read_text(encoding="utf-8")
+    chat = config.get("chat_template") or ""
+    if not isinstance(chat, str):  # several by name
+        chat = next((t["template"] for t in chat if t.get("name") == "default"), "")
+    return names, chat

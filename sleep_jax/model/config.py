@@ -16,6 +16,7 @@ class ModelConfig:
       ValueError: two settings disagree; the message names both and the keys that set them.
     """
 
+    checkpoint: str = ""  # what a life starts from in place of random numbers; sizes are then its own
     vocab_size: int = 1024
     width: int = 128  # D
     layers: int = 4  # N
@@ -25,6 +26,12 @@ class ModelConfig:
     ff: int = 352  # F
     max_len: int = 64  # longest sequence, in tokens
     rope_theta: float = 10_000.0
+    rope_factor: float = 1.0  # that rotary wavelengths are stretched by; 1: not
+    rope_original: int = 0  # tokens, context before stretching: short wavelengths stay; 0 stretches all alike
+    rope_low: float = 1.0  # turns in that context below which a wavelength is stretched wholly
+    rope_high: float = 4.0  # turns in that context above which it is not stretched
+    window: int = 0  # tokens that the layers of `window_layers` look back, their own included
+    window_layers: tuple[int, ...] = ()  # counted from 0; the others see all
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
     qk_norm: bool = False
@@ -33,10 +40,11 @@ class ModelConfig:
     compute_dtype: str = "float32"
     remat: bool = False  # recompute each layer in the backward pass
     unroll: int = 1  # layers per iteration of the scan over depth
+    logit_chunk: int = 0  # positions of a row whose logits exist at once in a loss; 0 is all
 
     def __post_init__(self):
         at_least(self, "model.", vocab_size=1, width=1, layers=1, heads=1, kv_heads=1, head_size=2, ff=1)
-        at_least(self, "model.", max_len=1, norm_eps=0, unroll=1)
+        at_least(self, "model.", max_len=1, norm_eps=0, unroll=1, logit_chunk=0)
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv_heads}: "
@@ -46,8 +54,23 @@ class ModelConfig:
             raise ValueError(
                 f"model.head_size={self.head_size} is odd; rotary embeddings turn pairs of channels"
             )
-        if self.rope_theta <= 0:
-            raise ValueError(f"model.rope_theta={self.rope_theta} must be above 0")
+        for key in ("rope_theta", "rope_factor", "rope_low"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be above 0")
+        at_least(self, "model.", rope_original=0)
+        if not self.rope_high > self.rope_low:
+            raise ValueError(f"model.rope_high={self.rope_high} must be above model.rope_low={self.rope_low}")
+        if (self.window > 0) != bool(self.window_layers):
+            raise ValueError(
+                f"model.window={self.window} and model.window_layers={self.window_layers} go together: a "
+                "length in tokens, and the layers that look back so far"
+            )
+        at_least(self, "model.", window=0)
+        if wrong := [n for n in self.window_layers if not 0 <= n < self.layers]:
+            raise ValueError(
+                f"model.window_layers names {wrong[0]}, but model.layers={self.layers} counts 0 to "
+                f"{self.layers - 1}"
+            )
         for key in ("param_dtype", "compute_dtype"):
             if not _floating(getattr(self, key)):
                 raise ValueError(f"model.{key}={getattr(self, key)!r} is not a floating-point type")

@@ -13,13 +13,28 @@ from sleep_jax.types import Array, Tree
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers and not NaN
 
 
-def rotary(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
+def frequencies(c: ModelConfig) -> Array:
+    """Radians per token of each of the K/2 pairs of channels, f_k = theta^(-2k/K), where stretched
+
+        f_k (s_k + (1 - s_k) / factor),   s_k = clip((f_k original / 2 pi - low) / (high - low), 0, 1)
+
+    as Llama 3.1 has it, with s = 0 where `rope_original` is 0 (position interpolation, 2306.15595).
+    """
+    half = c.head_size // 2
+    f = c.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if c.rope_factor == 1:
+        return f
+    turns = f * (c.rope_original / (2 * jnp.pi))
+    kept = jnp.clip((turns - c.rope_low) / (c.rope_high - c.rope_low), 0, 1) if c.rope_original else 0.0
+    return f * (kept + (1 - kept) / c.rope_factor)
+
+
+def rotary(x_BTHK: Array, positions_BT: Array, frequency_K: Array) -> Array:
     """Rotary position embedding (Su et al. 2021, 2104.09864) in the half-split layout of Llama.
 
-    Channel k < K/2 and channel k + K/2 form a pair, turned by position * theta^(-2k/K) radians.
+    Channel k < K/2 and channel k + K/2 form a pair, turned by position * frequency_k radians.
     """
-    half = x_BTHK.shape[-1] // 2
-    angle_BTK = positions_BT[..., None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTK = positions_BT[..., None] * frequency_K
     cos, sin = jnp.cos(angle_BTK)[:, :, None], jnp.sin(angle_BTK)[:, :, None]
     a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
@@ -45,6 +60,20 @@ def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array) -> Arra
     att_BJMS = jax.nn.softmax(att_BJGTS, axis=-1).astype(q_BTHK.dtype).reshape(B, J, G * T, S)
     y_BJMK = jnp.einsum("bjms,bjsk->bjmk", att_BJMS, v_BJSK)
     return y_BJMK.reshape(B, J, G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+
+
+def last_seen(mask_BTS: Array, window: int, newest: Array | int) -> Array:
+    """Of the keys that each query sees, the `window` latest; which is which is counted, not told.
+
+    Args:
+      mask_BTS: bool; keys lie in slots in the order of their positions, or in a ring of slots.
+      window: how many keys stay visible.
+      newest: slot of the latest key of all.
+    """
+    turn = mask_BTS.shape[-1] - 1 - newest  # puts the newest key last
+    seen_BTS = jnp.roll(mask_BTS, turn, axis=-1)
+    later_BTS = jax.lax.cumsum(seen_BTS.astype(jnp.int32), axis=2, reverse=True)
+    return jnp.roll(seen_BTS & (later_BTS <= window), -turn, axis=-1)
 
 
 def project(x_BTD: Array, w: Array) -> Array:
@@ -128,8 +157,9 @@ class Attention(nn.Module):
         if c.qk_norm:
             q_BTHK = RMSNorm(c, name="q_norm")(q_BTHK)
             k_BTJK = RMSNorm(c, name="k_norm")(k_BTJK)
-        q_BTHK = rotary(q_BTHK, positions_BT, c.rope_theta)
-        k_BTJK = rotary(k_BTJK, positions_BT, c.rope_theta)
+        frequency_K = frequencies(c)
+        q_BTHK = rotary(q_BTHK, positions_BT, frequency_K)
+        k_BTJK = rotary(k_BTJK, positions_BT, frequency_K)
         kv = k_BTJK.swapaxes(1, 2), v_BTJK.swapaxes(1, 2)
         if cache is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache[2], axis=2)

@@ -61,6 +61,13 @@ def rest(memory: Memory) -> Memory:
     return dataclasses.replace(memory, fast=None)
 
 
+def merged(params: Tree, fast: Tree) -> Tree:
+    """The backbone with fast memory added to its MLP weights: the same function, but for their rounding."""
+    mlp = params["blocks"]["mlp"]
+    mlp = {k: (w.astype(jnp.float32) + fast[k]).astype(w.dtype) for k, w in mlp.items()}
+    return {**params, "blocks": {**params["blocks"], "mlp": mlp}}
+
+
 def forget_day(memory: Memory) -> Memory:
     """The same memory with empty fast levels."""
     return dataclasses.replace(memory, fast=jax.tree.map(jnp.zeros_like, memory.fast))

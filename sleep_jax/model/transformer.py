@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
-from sleep_jax.model.layers import Attention, RMSNorm, SwiGLU, project
+from sleep_jax.model.layers import Attention, RMSNorm, SwiGLU, last_seen, project
 from sleep_jax.types import Array, Tree
 
 
@@ -15,7 +15,9 @@ class Block(nn.Module):
 
     The call takes what is this layer's own (`index`, and where there are any `fast` deltas, expert `bank`,
     `adapter` and `cache`) and what all layers share (`positions_BT`, `mask_BTS`, `active` slots,
-    `random_keys_B`). It returns x_BTD and this layer's new keys and values, its gates and its router scores.
+    `random_keys_B`). Where some layers look back a window alone, `windowed` says whether this one does, and
+    `near_BTS` is their mask; routers see all. It returns x_BTD and this layer's new keys and values, its
+    gates and its router scores.
     """
 
     config: ModelConfig
@@ -29,7 +31,10 @@ class Block(nn.Module):
         cache = layer.get("cache")
         kv_cache = None if cache is None else (*cache[:2], cache[-1])
         adapter = layer.get("adapter")
-        y_BTD, kv = attention(h_BTD, shared["positions_BT"], shared["mask_BTS"], kv_cache, adapter)
+        mask_BTS = shared["mask_BTS"]
+        if c.window:
+            mask_BTS = jnp.where(layer["windowed"], shared["near_BTS"], mask_BTS)
+        y_BTD, kv = attention(h_BTD, shared["positions_BT"], mask_BTS, kv_cache, adapter)
         x_BTD = x_BTD + y_BTD
         h_BTD = RMSNorm(c, name="mlp_norm")(x_BTD)
         y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"), adapter)
@@ -78,6 +83,10 @@ class Transformer(nn.Module):
         c = self.config
         x_BTD = self.embed_VD[tokens_BT].astype(c.compute_dtype)
         layer = {"index": jnp.arange(c.layers), **layer}
+        if c.window:
+            layer["windowed"] = jnp.zeros(c.layers, bool).at[jnp.array(c.window_layers)].set(True)
+            newest = layer["cache"][0][-1] if "cache" in layer else tokens_BT.shape[1] - 1
+            shared = {**shared, "near_BTS": last_seen(shared["mask_BTS"], c.window, newest)}
         x_BTD, ys = (self._walk if "cache" in layer else self.blocks)(x_BTD, layer, shared)
         return self.final_norm(x_BTD), ys
 

@@ -150,7 +150,8 @@ def test_tokens_come_as_often_as_their_probability_says():
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return tiny(heads=4, kv_heads=2, qk_norm=True, qkv_bias=True, tie_embeddings=False)
+    qwen = {"qk_norm": True, "qkv_bias": True, "tie_embeddings": False}
+    return tiny(heads=4, kv_heads=2, window=3, window_layers=(1,), **qwen)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import ModelConfig
-from sleep_jax.model.layers import RMSNorm, SwiGLU, attend, project, rotary
+from sleep_jax.model.layers import RMSNorm, SwiGLU, attend, frequencies, last_seen, project, rotary
 
 
 def normal(*shape, seed=0):
@@ -18,20 +18,33 @@ def test_rotary_turns_channel_pairs_as_complex_numbers():
     half = x_BTHK[..., :3] + 1j * x_BTHK[..., 3:]
     turned = half * np.exp(1j * positions_BT[:, :, None, None] * theta ** (-2 * np.arange(3) / 6))
     wanted = np.concatenate([turned.real, turned.imag], axis=-1)
-    np.testing.assert_allclose(rotary(x_BTHK, positions_BT, theta), wanted, rtol=1e-5, atol=1e-6)
-    assert rotary(x_BTHK.astype(jnp.bfloat16), positions_BT, theta).dtype == jnp.bfloat16
+    frequency_K = frequencies(ModelConfig(head_size=6, rope_theta=theta))
+    np.testing.assert_allclose(rotary(x_BTHK, positions_BT, frequency_K), wanted, rtol=1e-5, atol=1e-6)
+    assert rotary(x_BTHK.astype(jnp.bfloat16), positions_BT, frequency_K).dtype == jnp.bfloat16
 
 
 def test_rotary_scores_see_only_distances():
     q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=1)
     pairs = [(5, 2), (3, 0), (23, 20), (2, 5)]
+    frequency_K = frequencies(ModelConfig(head_size=8, rope_theta=50.0))
     q_BTHK, k_BTHK = (
-        rotary(np.repeat(x, 4, axis=1), np.array(positions)[None], 50.0)
+        rotary(np.repeat(x, 4, axis=1), np.array(positions)[None], frequency_K)
         for x, positions in zip((q, k), zip(*pairs, strict=True), strict=True)
     )
     scores = np.sum(q_BTHK * k_BTHK, axis=-1)[0, :, 0]
     np.testing.assert_allclose(scores[1:3], scores[0], rtol=1e-4)
     assert abs(scores[3] - scores[0]) > 1e-2
+
+
+def test_of_the_keys_that_are_seen_a_window_keeps_the_latest():
+    rng, S, window = np.random.default_rng(0), 7, 3
+    mask_BTS = rng.random((2, 4, S)) < 0.6
+    for newest in range(S):  # the newest slot of a ring is anywhere
+        kept = np.zeros_like(mask_BTS)
+        for b, t in np.ndindex(2, 4):
+            back = [(newest - i) % S for i in range(S)]
+            kept[b, t, [s for s in back if mask_BTS[b, t, s]][:window]] = True
+        np.testing.assert_array_equal(last_seen(jnp.array(mask_BTS), window, newest), kept)
 
 
 def looped_attention(q_BTHK, mask_BTS, k_BJSK, v_BJSK):

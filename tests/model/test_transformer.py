@@ -14,6 +14,14 @@ from sleep_jax.model.config import MemoryConfig, ModelConfig
 from sleep_jax.types import Memory
 
 QWEN_LIKE = {"qk_norm": True, "qkv_bias": True, "tie_embeddings": False}
+STRETCHED = {
+    "head_size": 16,
+    "rope_theta": 100.0,
+    "rope_factor": 4.0,
+    "rope_original": 60,
+    "window": 3,
+    "window_layers": (0,),
+}
 B, T = 3, 8
 
 
@@ -50,7 +58,15 @@ class Reference:
 
     def rope(self, x_TK):
         half = self.c.head_size // 2
-        angle = self.positions_T[:, None] * self.c.rope_theta ** (-np.arange(half) / half)
+        frequency = self.c.rope_theta ** (-np.arange(half) / half)
+        for k in range(half) if self.c.rope_original else ():
+            turns = self.c.rope_original * frequency[k] / (2 * np.pi)
+            if turns < self.c.rope_low:
+                frequency[k] /= self.c.rope_factor
+            elif turns < self.c.rope_high:
+                smooth = (turns - self.c.rope_low) / (self.c.rope_high - self.c.rope_low)
+                frequency[k] = (1 - smooth) * frequency[k] / self.c.rope_factor + smooth * frequency[k]
+        angle = self.positions_T[:, None] * frequency
         z = (x_TK[:, :half] + 1j * x_TK[:, half:]) * np.exp(1j * angle)
         return np.concatenate([z.real, z.imag], axis=-1)
 
@@ -64,7 +80,10 @@ class Reference:
             if self.c.qk_norm:
                 q, k = self.norm(q, p["q_norm"]["scale"][n]), self.norm(k, p["k_norm"]["scale"][n])
             score_TS = self.rope(q) @ self.rope(k).T / np.sqrt(self.c.head_size)
-            weight_TS = np.exp(score_TS - score_TS.max(-1, keepdims=True)) * np.tri(T)
+            seen_TS = np.tri(T)
+            if n in self.c.window_layers:
+                seen_TS -= np.tri(T, k=-self.c.window)
+            weight_TS = np.exp(score_TS - score_TS.max(-1, keepdims=True)) * seen_TS
             heads.append(weight_TS / weight_TS.sum(-1, keepdims=True) @ v @ p["o_NHKD"][n, h])
         return sum(heads)
 
@@ -93,7 +112,7 @@ class Reference:
         return x_TD @ (self.params["embed_VD"].T if self.c.tie_embeddings else self.params["head_DV"])
 
 
-@pytest.mark.parametrize("settings", [{}, QWEN_LIKE], ids=["llama", "qwen"])
+@pytest.mark.parametrize("settings", [{}, QWEN_LIKE, STRETCHED], ids=["llama", "qwen", "stretched"])
 def test_logits_are_those_of_a_decoder_written_in_numpy(settings, tiny, grown):
     model = tiny(**settings)
     params, memory = grown(model)
@@ -232,6 +251,10 @@ def test_a_sequence_longer_than_the_model_is_an_error_with_both_numbers(tiny, gr
         ({"head_size": 7}, "model.head_size=7 is odd"),
         ({"layers": 0}, "model.layers=0 must be at least 1"),
         ({"compute_dtype": "int32"}, "model.compute_dtype='int32'"),
+        ({"rope_factor": 0.0}, "model.rope_factor=0.0 must be above 0"),
+        ({"rope_high": 1.0}, "model.rope_high=1.0 must be above model.rope_low=1.0"),
+        ({"window": 4}, r"model.window=4 and model.window_layers=\(\) go together"),
+        ({"window": 4, "window_layers": (0, 4)}, "names 4, but model.layers=4 counts 0 to 3"),
     ],
 )
 def test_a_shape_that_cannot_be_is_named(settings, said):

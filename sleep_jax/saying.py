@@ -1,0 +1,46 @@
+"""What a checkpoint says: the shortest way to see that it was read as it was meant."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from sleep_jax import pretrained
+from sleep_jax.model.build import build
+from sleep_jax.partition import Partitioner
+from sleep_jax.settings import Config
+from sleep_jax.types import Sampling
+
+
+def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
+    """How a checkpoint goes on.
+
+    Args:
+      config: `model.checkpoint`, `tokenizer`, `mesh` and `seed` are read; its `model.max_len` grows to what
+        is said.
+      prompt: a text to go on with, which may be empty; or with `chat` what the user says.
+      chat: in the form of the checkpoint's own dialogues.
+      sampling: how.
+
+    Returns:
+      The text that follows the prompt.
+
+    Raises:
+      As `pretrained.find`, `pretrained.shape`, `pretrained.tokenizer` and `Tokenizer.asked`.
+    """
+    pretrained.shape(dataclasses.replace(config.model, max_len=1))  # what is wrong with it is said first
+    tok = pretrained.tokenizer(config.model.checkpoint, config.tokenizer)
+    if chat:
+        ids = tok.asked([{"role": "user", "content": prompt}])
+    else:
+        ids = [tok.bos, *(tok.encode(" " + prompt) if prompt else ())]
+    c = pretrained.shape(dataclasses.replace(config.model, max_len=len(ids) + sampling.max_new))
+    c = dataclasses.replace(c, vocab_size=max(c.vocab_size, tok.vocab_size))
+    model = build(c, config.memory, eos=tok.eos)
+    like = Partitioner(config.mesh).abstract(jax.eval_shape(model.init, jax.random.key(0)))
+    params = pretrained.params(c.checkpoint, like)
+    keys_B = jax.random.split(jax.random.key(config.seed), 1)
+    prompts_BT, lengths_B = np.array([ids], np.int32), np.array([len(ids)], np.int32)
+    rollout = jax.jit(lambda p: model.decode(p, prompts_BT, lengths_B, keys_B, sampling))(params)
+    text = tok.decode(np.asarray(rollout.tokens_BT)[0, len(ids) : int(rollout.length_B[0])])
+    return text if prompt else text.removeprefix(" ")

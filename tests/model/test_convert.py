@@ -1,0 +1,268 @@
+"""Checkpoints of transformers against transformers: random models of every family, both ways."""
+
+import copy
+import dataclasses
+import functools
+import json
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from equality import bit_equal
+
+from sleep_jax import tensorfile, trees
+from sleep_jax.model import convert
+from sleep_jax.model.build import build
+from sleep_jax.model.config import MemoryConfig, ModelConfig
+from sleep_jax.partition import MeshConfig, Partitioner
+from sleep_jax.types import Sampling
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"rope_theta": 1000.0, "original_max_position_embeddings": 40}
+FAMILIES = {
+    "llama": ("Llama", {"head_dim": 12, "rope_parameters": LLAMA3}),
+    "llama, linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 50.0}},
+    ),
+    "smollm2": ("Llama", {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen2, no window": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 10, "use_sliding_window": True, "sliding_window": 7}),
+    "qwen3, tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+}
+FAMILIES["qwen3"][1]["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+OWN = ModelConfig(max_len=128)
+
+
+def other(name, dtype=torch.float32):
+    """A model of transformers whose every number is random."""
+    kind, settings = FAMILIES[name]
+    config = getattr(transformers, f"{kind}Config")(**SMALL | settings)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    torch.manual_seed(7)
+    for path, x in model.named_parameters():
+        x.data = 0.25 * torch.randn_like(x) + float("norm" in path)
+    return model.to(dtype)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """`saved(name) -> (model, folder)`: as transformers writes it, in one file or in several."""
+
+    @functools.cache
+    def make(name, shards=False, dtype=torch.float32):
+        folder = tmp_path_factory.mktemp("saved")
+        model = other(name, dtype)
+        model.save_pretrained(folder, max_shard_size="60KB" if shards else "1GB")
+        return model, folder
+
+    return make
+
+
+def read(folder, mesh=None, devices=1, vocab_size=0):
+    tensors = tensorfile.read_folder(folder)
+    c = convert.read_config(tensorfile.json_object(folder / "config.json"), tensors, OWN)
+    model = ours(dataclasses.replace(c, vocab_size=max(c.vocab_size, vocab_size)))
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    placed = Partitioner(mesh or MeshConfig(), jax.devices()[:devices]).abstract(like)
+    return model, convert.load(tensors, placed, c.vocab_size, str(folder))
+
+
+def ours(config):
+    return build(config, MemoryConfig(), eos=config.vocab_size)  # a token that never comes
+
+
+def write(folder, model, params):
+    tensorfile.write(folder / "model.safetensors", *convert.tensors_of(params))
+    (folder / "config.json").write_text(json.dumps(convert.write_config(model.config)))
+
+
+def theirs(model, tokens_BT):
+    with torch.no_grad():
+        return model(torch.tensor(tokens_BT)).logits.float().numpy()
+
+
+def tokens(*shape):
+    return np.random.default_rng(3).integers(0, 97, shape)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_checkpoint_says_here_what_it_says_in_transformers_and_back_again(name, saved, tmp_path):
+    there, folder = saved(name)
+    model, params = read(folder)
+    tokens_BT = tokens(2, 50)
+    wanted = theirs(there, tokens_BT)
+    logits = jax.jit(lambda p, x: model.apply(p, x).logits_BTV)(params, tokens_BT)
+    np.testing.assert_allclose(logits, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+
+    write(tmp_path, model, params)
+    back = type(there).from_pretrained(tmp_path)
+    assert {k: v for k, v in back.state_dict().items() if (v != there.state_dict()[k]).any()} == {}
+    np.testing.assert_array_equal(theirs(back, tokens_BT), wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_greedy_continuations_are_those_of_transformers(name, saved):
+    there, folder = saved(name)
+    model, params = read(folder)
+    prompts_BT = tokens(2, 6)
+    sampling = Sampling(64, temperature=0.0)
+    keys_B = jax.random.split(jax.random.key(0), 2)
+    said = jax.jit(lambda p, x: model.decode(p, x, np.full(2, 6), keys_B, sampling))(params, prompts_BT)
+    there.generation_config.eos_token_id = None
+    wanted = there.generate(torch.tensor(prompts_BT), do_sample=False, max_new_tokens=64, pad_token_id=0)
+    np.testing.assert_array_equal(said.tokens_BT, wanted.numpy())
+    assert len(np.unique(said.tokens_BT)) > 12
+
+
+def test_one_file_and_several_and_a_mesh_give_the_same_bits(saved):
+    _, params = read(saved("qwen2")[1])
+    folder = saved("qwen2", shards=True)[1]
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert bit_equal(read(folder)[1], params) == []
+    mesh = MeshConfig(data=1, fsdp=2, model=2)
+    _, split = read(saved("qwen2, no window")[1], vocab_size=100, mesh=mesh, devices=4)
+    assert bit_equal(split, read(saved("qwen2, no window")[1], vocab_size=100)[1]) == []
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(split)} == {4}
+
+
+def test_half_precision_stays_and_leaves_as_it_came(saved, tmp_path):
+    there, folder = saved("qwen3", dtype=torch.bfloat16)
+    model, params = read(folder)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    write(tmp_path, model, params)
+    back = type(there).from_pretrained(tmp_path)
+    assert back.dtype == torch.bfloat16
+    assert all(torch.equal(v, there.state_dict()[k]) for k, v in back.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["llama", "smollm2"])
+def test_words_that_the_checkpoint_lacks_start_as_the_mean_and_change_no_other_logit(name, saved):
+    folder = saved(name)[1]
+    (small, params), (large, grown) = read(folder), read(folder, vocab_size=101)
+    said, said_more = (m.apply(p, tokens(1, 9)).logits_BTV for m, p in ((small, params), (large, grown)))
+    assert said_more.shape[-1] == 101
+    np.testing.assert_allclose(said_more[..., :97], said, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(said_more[..., 97:], said.mean(-1, keepdims=True) + np.zeros(4), atol=1e-4)
+    np.testing.assert_allclose(
+        grown["embed_VD"][97:], params["embed_VD"].mean(0)[None] + np.zeros((4, 1)), atol=1e-6
+    )
+
+
+def test_the_host_never_holds_the_model_twice(saved):
+    """What jax keeps of an array on CPU may be the very memory that was handed over, and then counts here."""
+    c = dataclasses.replace(
+        OWN, vocab_size=512, width=256, layers=16, heads=4, kv_heads=4, head_size=64, ff=704
+    )
+    like = jax.eval_shape(ours(c).init, jax.random.key(0))
+    shapes, _ = convert.tensors_of(jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), like))
+    tensors = {name: np.broadcast_to(np.float32(1), shape) for name, (shape, _) in shapes.items()}
+    placed = Partitioner(MeshConfig(), jax.devices()[:1]).abstract(like)
+    tracemalloc.start()
+    params = convert.load(tensors, placed, 512)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * trees.nbytes(params)
+
+
+CHANGES = {
+    "unknown family": (
+        {"model_type": "mamba"},
+        "model_type='mamba' is not supported; these are: llama, qwen2, ",
+    ),
+    "another head": (
+        {"architectures": ["LlamaForSequenceClassification"]},
+        "is not supported, LlamaForCausalLM is",
+    ),
+    "yarn": (
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        "rope_type='yarn' is not supported",
+    ),
+    "half a llama3": (
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
+        "takes factor, original_max_position_embeddings, .* is given factor",
+    ),
+    "no rope": ({"rope_parameters": None}, "does not say rope_theta"),
+    "gelu": ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, 'silu' is"),
+    "biases": ({"mlp_bias": True}, "mlp_bias=True is not supported, False is"),
+    "not said": ({"rms_norm_eps": None}, "does not say rms_norm_eps"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not known here"),
+    "softcap": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not known here"),
+    "too short": ({"max_position_embeddings": 64}, "model.max_len=128 exceeds max_position_embeddings=64"),
+    "another size": (
+        {"intermediate_size": 81},
+        r"down_proj.weight has the shape \[48, 80\], .* makes it \[48, 81\]",
+    ),
+    "a layer more": ({"num_hidden_layers": 4}, r"lacks 9 of 39 tensors .*: model.layers.3"),
+    "a layer less": ({"num_hidden_layers": 2}, r"holds 9 tensors that its config.json has no place for"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_not_supported_is_named(change, saved, tmp_path):
+    folder = saved("llama")[1]
+    fields = tensorfile.json_object(folder / "config.json") | CHANGES[change][0]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=CHANGES[change][1]):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"use_sliding_window": None}, "does not say use_sliding_window"),
+        ({"layer_types": ["sliding_attention"]}, "for each of num_hidden_layers=3"),
+        ({"layer_types": ["chunked_attention"] * 3}, "must be 'full_attention' or 'sliding_attention'"),
+        ({"use_sliding_window": False}, "but use_sliding_window=False and sliding_window=5"),
+    ],
+)
+def test_windows_that_disagree_are_named(change, said, saved):
+    folder = saved("qwen2")[1]
+    fields = tensorfile.json_object(folder / "config.json") | change
+    with pytest.raises(ValueError, match=said):
+        convert.read_config(fields, tensorfile.read_folder(folder), OWN)
+
+
+def test_older_forms_of_config_json_say_the_same(saved):
+    """Before transformers 5 the rotary settings were elsewhere, and windows were a number of layers."""
+    for name in ("llama", "llama, linear", "qwen2"):
+        folder = saved(name)[1]
+        tensors = tensorfile.read_folder(folder)
+        new = tensorfile.json_object(folder / "config.json")
+        old = copy.deepcopy(new)
+        rope = old.pop("rope_parameters")
+        old["rope_theta"], kind = rope.pop("rope_theta"), rope.pop("rope_type")
+        old["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
+        old.pop("layer_types", None)
+        assert convert.read_config(old, tensors, OWN) == convert.read_config(new, tensors, OWN)
+        again = convert.write_config(convert.read_config(new, tensors, OWN))
+        assert convert.read_config(again, tensors, OWN) == convert.read_config(new, tensors, OWN)
+
+
+def test_a_model_that_no_architecture_has_cannot_be_written():
+    with pytest.raises(
+        ValueError, match="model.qkv_bias=True, model.qk_norm=True and model.window=0 together"
+    ):
+        convert.write_config(dataclasses.replace(OWN, qkv_bias=True, qk_norm=True))
+    with pytest.raises(ValueError, match="model.window=4"):
+        convert.write_config(dataclasses.replace(OWN, window=4, window_layers=(0,)))
