@@ -162,6 +162,7 @@ def get_config() -> ConfigDict:
     # "completions", "free", or of puzzles "regimen"
     g.per_context = 5  # dreams of a context
     g.temperature = 1.0  # of the logits that dreams are sampled from
+    g.top_p = 1.0  # of the probability, the likeliest tokens that dreams are drawn from
     g.max_new = 96  # tokens of a dream
     g.random_expert = True  # each router opens one random active expert more
     g.batch_size = 64  # dreams sampled at once

@@ -10,12 +10,13 @@ Sleep (2606.03979) section 3.4, after SEAL (2506.10943). Of a task, a context C 
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from sleep_jax import rng, rollout
+from sleep_jax import evals, rng, rollout
 from sleep_jax.bounds import at_least
 from sleep_jax.data import dreams as text
 from sleep_jax.data import encoding, packing
@@ -45,6 +46,7 @@ class DreamConfig:
     roles: tuple[str, ...] = ("free",)  # what is asked for, of `data.dreams.PROMPTS`, in equal shares
     per_context: int = 5  # m, dreams of a context
     temperature: float = 1.0
+    top_p: float = 1.0  # of the probability, the likeliest tokens that are drawn from
     max_new: int = 96  # tokens of a dream
     random_expert: bool = True  # each router opens one random active expert more
     batch_size: int = 64  # dreams sampled at once
@@ -69,10 +71,10 @@ class DreamConfig:
                 f"top={self.top} and random={self.random} must together be at least 1 and at most "
                 f"per_context={self.per_context}"
             )
-        if self.temperature <= 0 or self.max_new < 1 or self.batch_size < 1:
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.max_new < 1 or self.batch_size < 1:
             raise ValueError(
-                f"temperature={self.temperature} must be above 0, max_new={self.max_new} and batch_size="
-                f"{self.batch_size} at least 1"
+                f"temperature={self.temperature} must be above 0, top_p={self.top_p} in (0, 1], max_new="
+                f"{self.max_new} and batch_size={self.batch_size} at least 1"
             )
         if self.grader not in graders.NAMES:
             raise ValueError(f"grader={self.grader!r} is none of {', '.join(graders.NAMES)}")
@@ -103,8 +105,17 @@ class Task:
         return (Example("", self.context),)
 
     def asked_again(self, dreams: "Sequence[Dreamt]") -> list[Example]:
-        """What an awake instance is asked so that a night can keep it: the questions of these dreams."""
-        return list({e.prompt: e for d in dreams for e in d.says if e.prompt}.values())
+        """What an awake instance is asked so that a night can keep it: the questions of these dreams, each
+        with the answer that was dreamt most often.
+        """
+        dreamt: dict[str, Counter] = {}
+        for e in (e for d in dreams for e in d.says if e.prompt):
+            dreamt.setdefault(e.prompt, Counter())[e.answer] += 1
+        return [Example(prompt, answers.most_common(1)[0][0]) for prompt, answers in dreamt.items()]
+
+    def doubted(self, asked: Example, said: str) -> bool:
+        """Whether an answer of an awake instance, given without the context, is not what was dreamt of it."""
+        return not evals.matches([said], [asked.answer])[0]
 
     def graded(self, answers: Sequence[str], grade: graders.Grader) -> np.ndarray:
         """The grade of every question."""
@@ -206,7 +217,9 @@ def imagine(
         who.memory,
         prompts,
         key,
-        Sampling(c.max_new, c.temperature, random_expert=c.random_expert and who.memory is not None),
+        Sampling(
+            c.max_new, c.temperature, top_p=c.top_p, random_expert=c.random_expert and who.memory is not None
+        ),
         batch_size=c.batch_size,
         adapter=None if dreamer is None else lora.scaled(dreamer, c.learn.scale),
         grammar_ZV=who.grammar_ZV,

@@ -67,6 +67,10 @@ class PuzzleTask(Task):
         """What it has learnt from, and its questions; whether the answers are right is not looked at."""
         return [*super().asked_again(dreams), *self.questions]
 
+    def doubted(self, asked: Example, said: str) -> bool:
+        """Never: of what the puzzle asks the right answers are not to be known."""
+        return False
+
     def graded(self, answers: Sequence[str], grade: graders.Grader) -> np.ndarray:
         """The grade of every question after the vote of its augmentations."""
         count = len(self.votes)

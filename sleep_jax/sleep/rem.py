@@ -137,7 +137,8 @@ def remember(
 
     Each task has an awake instance, the model with an adapter trained on the context and its dreams. It
     supervises the context and the dreams, and answers the questions of `config.recount` more dreams, none of
-    which it was trained on: what an instance knows is more than the words that it learnt it by. Earlier
+    which it was trained on: what an instance knows is more than the words that it learnt it by. What it
+    answers without the context must be what was dreamt with the context at hand, or it is not kept. Earlier
     selves supervise `old`, their own dreams. The same transaction as in stage 1.
     """
     who = sleeper(world, params, memory)
@@ -163,19 +164,21 @@ def remember(
         texts = dict.fromkeys(
             e.answer for e in (*task.reading(), *(e for d in dreams for e in d.says)) if not e.prompt
         )
-        pairs = (Example(e.prompt, said) for e, said in zip(asked[i], answers[i], strict=True))
-        told = [*(Example("", text) for text in texts), *pairs]
-        new.append((awake, [_dream(awake, task, e, world) for e in told]))
+        told = [_dream(awake, task, Example("", text), world) for text in texts]
+        for e, said in zip(asked[i], answers[i], strict=True):
+            doubt = "inconsistent" if task.doubted(e, said) else ""
+            told.append(_dream(awake, task, Example(e.prompt, said), world, doubt))
+        new.append((awake, told))
     # What it holds counts as much as so many examples of a day: later nights dream of it in proportion.
     count = sum(d.kept for _, dreams in new for d in dreams)
     slot = Slot(0, 0, (cycle,), tuple(t.name for t, _ in learnt), count, 0, rem=True)
     return night.settle(world, name, cycle, params, memory, slots, slot, old, new, Variant())
 
 
-def _dream(awake: Self, task: Task, example: Example, world: World) -> Dream:
+def _dream(awake: Self, task: Task, example: Example, world: World, doubt: str = "") -> Dream:
     readable = example.answer.strip() and "\ufffd" not in example.answer
     tokens = len(encoding.encode_answering(world.tok, example).tokens) if readable and example.prompt else 0
-    reason = "" if readable and tokens <= world.config.row_length else "malformed"
+    reason = doubt if readable and tokens <= world.config.row_length else "malformed"
     return Dream(example, awake.name, task.name, "dreamt", reason)
 
 

@@ -109,12 +109,13 @@ def test_no_task_is_an_error(who):
 
 def test_roles_take_turns_and_the_dreamer_is_scaled(who, saying, start):
     asked = saying("a", "b", "c")
-    config = dataclasses.replace(CONFIG, roles=("rewrite", "free"))
+    config = dataclasses.replace(CONFIG, roles=("rewrite", "free"), temperature=0.5, top_p=0.9)
     moved = {k: x + 1 for k, x in start.items()}
     made = dream.imagine(who, moved, TASKS[:1], config, KEY)
     assert [d.role for d in made] == ["rewrite", "free", "rewrite"]
     assert made[0].prompt.endswith("it is in Bath") and made[0].prompt != made[1].prompt
     assert bit_equal(asked[0][2], lora.scaled(moved, 2.0)) == []
+    assert (asked[0][1].temperature, asked[0][1].top_p) == (0.5, 0.9)
 
 
 def ranked(monkeypatch, norms, align, gram):
@@ -305,7 +306,7 @@ def test_graders_by_name(who):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"roles": ()}, {"per_context": 0}, {"top": 6}, {"top": 0, "random": 0}, {"temperature": 0.0},
+    "bad", [{"roles": ()}, {"per_context": 0}, {"top": 6}, {"top": 0, "random": 0}, {"temperature": 0.0}, {"top_p": 0.0},
             {"grader": "bleu"}, {"roles": ("poem",)}],
     ids=lambda bad: "-".join(bad),
 )  # fmt: skip

@@ -150,19 +150,22 @@ def test_what_is_kept_is_the_context_the_free_lines_and_answers_of_the_instances
     one, two = TASKS
     learnt = [(one, [dreamt(one, "Where? -> Rome"), dreamt(one, "in Bath it is")]), (two, [])]
     more = [
-        dreamt(one, "Where? -> Bath"),  # asked already
-        dreamt(one, "Who? -> a cat"),
+        dreamt(one, "Where? -> Said 0!"),  # asked already
+        dreamt(one, "Where? -> Said 0!"),
+        dreamt(one, "Who? -> said 0"),
+        dreamt(one, "What? -> a cat"),
         dreamt(one, "No? -> x", reason="duplicate"),
         dreamt(two, "Mute? -> a"),
     ]
     (_, name, cycle, _, memory, slots, slot, old, new, variant), asked, start = remembered(learnt, more=more)
     assert (name, cycle, slots, old, variant) == ("004-rem", 4, ["slots"], "old", Variant())
-    assert [[q.prompt for q in qs] for qs in asked] == [["Where?", "Who?"], ["Mute?"]]
+    assert [[q.prompt for q in qs] for qs in asked] == [["Where?", "Who?", "What?"], ["Mute?"]]
     kept = [[(d.example.prompt, d.example.answer) for d in ds if d.kept] for _, ds in new]
     assert kept == [
         [("", "it is in Bath"), ("", "in Bath it is"), ("Where?", "said 0"), ("Who?", "said 0")],
         [("", "a cat is it")],
     ]
+    assert [d.reason for d in new[0][1]] == ["", "", "", "", "inconsistent"]
     assert [d.reason for d in new[1][1]] == ["", "malformed"]
     assert [(s.name, s.knows, s.awake, s.weight) for s, _ in new] == [
         ("awake: one", ("one",), False, 1.0),
