@@ -306,8 +306,8 @@ def test_graders_by_name(who):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"roles": ()}, {"per_context": 0}, {"top": 6}, {"top": 0, "random": 0}, {"temperature": 0.0}, {"top_p": 0.0},
-            {"grader": "bleu"}, {"roles": ("poem",)}],
+    "bad", [{"roles": ()}, {"per_context": 0}, {"top": 6}, {"top": 0, "random": 0}, {"temperature": 0.0},
+            {"top_p": 0.0}, {"grader": "bleu"}, {"roles": ("poem",)}],
     ids=lambda bad: "-".join(bad),
 )  # fmt: skip
 def test_settings_out_of_range_name_their_key(bad):
