@@ -40,7 +40,7 @@ def get_config():
     c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 1000, 8, 100, 25
     c.sleep.optim.lr = 7e-3
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
-    # Fifty teachers begin their dreams with fifty names: what stands in a prompt cannot be learnt but by heart.
+    # Fifty teachers begin their dreams with fifty names: what stands in a prompt is learnt by heart alone.
     c.sleep.seed.prompt_weight, c.sleep.recall_share, c.sleep.new_share = 0.0, 0.1, 0.6
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
     c.sleep.skill_share, c.sleep.recall.max_new = 0.15, 190
