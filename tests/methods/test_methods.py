@@ -47,10 +47,13 @@ def bigram(vocab):
     """The smallest language model: its gradients are exact, and nothing takes long to compile."""
 
     def apply(params, tokens_BT, *, memory=None, adapter=None, segments_BT=None, positions_BT=None):
-        return Output(params["table_VV"][tokens_BT], None, None, None)
+        logits_BTV = params["table_VV"][tokens_BT]
+        return Output(logits_BTV, logits_BTV, None, None)
 
     table_VV = 0.5 * np.random.default_rng(0).normal(size=(vocab, vocab)).astype(np.float32)
-    return types.SimpleNamespace(apply=apply), {"table_VV": jnp.asarray(table_VV)}
+    config = types.SimpleNamespace(logit_chunk=0)
+    model = types.SimpleNamespace(apply=apply, unembed=lambda params, logits_BTV: logits_BTV, config=config)
+    return model, {"table_VV": jnp.asarray(table_VV)}
 
 
 @pytest.fixture

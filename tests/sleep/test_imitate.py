@@ -132,9 +132,10 @@ def test_the_judge_weighs_yes_against_no_behind_the_question(tok):
         read_BT = jnp.cumsum(tokens_BT == whale[0], axis=1)
         sure_BT = jnp.where(tokens_BT == tok.ans, read_BT - 1.5, 99.0)
         logits_BTV = jax.nn.one_hot(yes[0], 300) * sure_BT[..., None]
-        return Output(logits_BTV.at[..., no[0]].set(0.0), None, None, None)
+        return Output(None, logits_BTV.at[..., no[0]].set(0.0), None, None)
 
-    stub = types.SimpleNamespace(config=types.SimpleNamespace(max_len=96), apply=apply)
+    config = types.SimpleNamespace(max_len=96)
+    stub = types.SimpleNamespace(config=config, apply=apply, unembed=lambda params, logits_BTV: logits_BTV)
     judge = imitate.Judge(stub, "frozen", tok, "resting")
     dreams = [tok.encode(f" {w}") for w in ("whale", "whale", "it", "no")]
     ends = [tok.encode(f" {w}") for w in ("blue whale", "it", "whale", "yes")]
