@@ -3,10 +3,9 @@
 python -m launch.export --workdir=DIR --out=FOLDER [--plain]
 """
 
-import os
-import sys
-
 from absl import app, flags, logging
+
+from launch import options
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of one life, with its phases/", required=True)
 OUT = flags.DEFINE_string("out", None, "folder that is written; it must be empty or not there", required=True)
@@ -20,12 +19,8 @@ def main(argv):
     from sleep_jax import checkpoint, exporting
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
-    try:
+    with options.in_one_line(ValueError, OSError, checkpoint.CheckpointError):
         print(exporting.export(WORKDIR.value, OUT.value, PLAIN.value))
-    except (ValueError, OSError, checkpoint.CheckpointError) as error:
-        if os.environ.get("SLEEP_JAX_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 python -m launch.forget --workdir=DIR --night=3
 """
 
-import os
-import sys
-
 from absl import app, flags, logging
+
+from launch import options
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of one life, with its phases/", required=True)
 NIGHT = flags.DEFINE_list("night", None, "number of the night, or several with commas", required=True)
@@ -21,12 +20,8 @@ def main(argv):
     from sleep_jax import checkpoint, forgetting
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of every file it opens
-    try:
+    with options.in_one_line(ValueError, OSError, checkpoint.CheckpointError):
         print(forgetting.forget(WORKDIR.value, [int(n) for n in NIGHT.value]))
-    except (ValueError, OSError, checkpoint.CheckpointError) as error:
-        if os.environ.get("SLEEP_JAX_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")
 
 
 if __name__ == "__main__":

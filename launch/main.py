@@ -3,9 +3,6 @@
 python -m launch.main [--config=configs/tiny.py] [--workdir=DIR] [--config.KEY=VALUE ...]
 """
 
-import os
-import sys
-
 from absl import app, flags, logging
 
 from launch import heap, options
@@ -31,14 +28,12 @@ def main(argv):
         f"{jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} devices",
         flush=True,
     )
-    try:
+    with options.in_one_line(
+        ValueError, OSError, ImportError, FloatingPointError, checkpoint.CheckpointError
+    ):
         config = settings.load(CONFIG.value.to_dict())
         study = {"life": life.run, "incorporation": incorporation.run, "few_shot": few_shot.run}[config.study]
         study(config, WORKDIR.value or f"runs/{options.name(CONFIG)}")
-    except (ValueError, OSError, ImportError, FloatingPointError, checkpoint.CheckpointError) as error:
-        if os.environ.get("SLEEP_JAX_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")
 
 
 if __name__ == "__main__":

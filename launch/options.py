@@ -1,6 +1,7 @@
-"""The flag --config of the commands, and what is said of a key that there is not."""
+"""What the commands share: the flag --config, and how they say what a person can mend."""
 
 import contextlib
+import os
 import pathlib
 import sys
 
@@ -9,7 +10,7 @@ from ml_collections import config_flags
 
 
 @contextlib.contextmanager
-def _in_one_line():
+def _known_key():
     try:
         yield
     except (AttributeError, KeyError) as error:
@@ -18,9 +19,20 @@ def _in_one_line():
         sys.exit(f"--config.KEY=VALUE: {' '.join(error.args[0].split())} (configs/base.py lists every key)")
 
 
+@contextlib.contextmanager
+def in_one_line(*mendable: type[Exception]):
+    """Ends the program with one line for an error that a person can mend; SLEEP_JAX_TRACEBACK=1 raises it."""
+    try:
+        yield
+    except mendable as error:
+        if os.environ.get("SLEEP_JAX_TRACEBACK"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")
+
+
 def config(default: str, what: str):
     """Defines --config; without a file, keys are looked up in the default here and now."""
-    with _in_one_line():
+    with _known_key():
         return config_flags.DEFINE_config_file("config", default, what, lock_config=True)
 
 
@@ -31,5 +43,5 @@ def name(holder: flags.FlagHolder) -> str:
 
 def parse(argv: list[str]) -> list[str]:
     """Flags as absl parses them, for `app.run`; with a file, keys are looked up here."""
-    with _in_one_line():
+    with _known_key():
         return app.parse_flags_with_usage(argv)

@@ -3,9 +3,6 @@
 python -m launch.say --config.model.checkpoint=DIR [--prompt=TEXT] [--chat] [--tokens=256] [--temperature=0]
 """
 
-import os
-import sys
-
 from absl import app, flags
 
 from launch import options
@@ -24,15 +21,11 @@ def main(argv):
     from sleep_jax import saying, settings
     from sleep_jax.types import Sampling
 
-    try:
+    with options.in_one_line(ValueError, OSError, ImportError):
         config = settings.load(CONFIG.value.to_dict())
         if not config.model.checkpoint:
             raise ValueError("no checkpoint is named: --config.model.checkpoint=DIR")
         print(saying.say(config, PROMPT.value, CHAT.value, Sampling(TOKENS.value, TEMPERATURE.value)))
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("SLEEP_JAX_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}\n(SLEEP_JAX_TRACEBACK=1 shows where)")
 
 
 if __name__ == "__main__":

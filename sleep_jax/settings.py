@@ -126,9 +126,8 @@ class PassagesConfig:
     steps_for_many: int = 400  # of a night that keeps several
 
     def __post_init__(self):
-        for key in ("train", "single", "continued", "edits", "steps_for_one", "steps_for_many"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"passages.{key}={getattr(self, key)} must be at least 1")
+        at_least(self, "passages.", train=1, single=1, continued=1, edits=1)
+        at_least(self, "passages.", steps_for_one=1, steps_for_many=1)
 
 
 @dataclasses.dataclass(frozen=True)

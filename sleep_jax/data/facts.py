@@ -67,10 +67,10 @@ class Cast:
         Raises:
           ValueError: more people or attributes are asked for than there are.
         """
-        names = self._checked(config)
-        sizes = [config.people_at_birth] + [config.people_per_day] * self._days(config)
         rng = np.random.default_rng(config.seed)
-        self.names(rng)  # facts are drawn behind the names
+        names = self.names(rng)  # facts are drawn behind them
+        self._check(config, len(names))
+        sizes = [config.people_at_birth] + [config.people_per_day] * self._days(config)
         titles = ["birth"] + [f"day {d}" for d in range(1, len(sizes))]
         ends = np.cumsum(sizes)
         life = [
@@ -96,7 +96,8 @@ class Cast:
         Raises:
           ValueError: as `load` does.
         """
-        names, taken = self._checked(config, count), self._met(config)
+        names, taken = self.names(np.random.default_rng(config.seed)), self._met(config)
+        self._check(config, len(names), count)
         told = []
         for i in range(count):
             draw = np.random.default_rng([config.seed, 1, i])
@@ -110,21 +111,19 @@ class Cast:
     def _met(self, config: StreamConfig) -> int:
         return config.people_at_birth + config.people_per_day * self._days(config)
 
-    def _checked(self, config: StreamConfig, passages: int = 0) -> list[str]:
-        """The names, where they and the attributes suffice."""
+    def _check(self, config: StreamConfig, names: int, passages: int = 0) -> None:
+        """Raises where attributes or names do not suffice."""
         have = len(self.attributes)
         if config.attributes > have:
             raise ValueError(f"stream.attributes={config.attributes}, but there are {have}: lower it")
-        names = self.names(np.random.default_rng(config.seed))
         people = self._met(config) + config.strangers + passages
-        if people > len(names):
+        if people > names:
             days = self._days(config)
             raise ValueError(
                 f"stream.people_at_birth={config.people_at_birth}, {days} days (stream.days) with "
                 f"stream.people_per_day={config.people_per_day}, stream.strangers={config.strangers} and "
-                f"{passages} passages make {people}, but there are {len(names)} names: lower one of them"
+                f"{passages} passages make {people}, but there are {names} names: lower one of them"
             )
-        return names
 
     def _person(self, rng: np.random.Generator, name: str, attributes: int) -> "Person":
         facts = tuple((a, str(rng.choice(a.values))) for a in self.attributes[:attributes])
