@@ -80,12 +80,11 @@ def config(**changes) -> settings.Config:
 
 @contextlib.contextmanager
 def quick(cache: str | os.PathLike):
-    """One device, whatever there are; programs compiled without much thought, once for all processes."""
+    """One device, whatever there are; programs are compiled once for all processes."""
     keys = {
         "jax_compilation_cache_dir": str(cache),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
     }
     before = {key: jax.config.values[key] for key in keys}
     alone = lambda mesh: partition.Partitioner(mesh, jax.devices()[:1])  # noqa: E731

@@ -16,7 +16,6 @@ from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.rollout import WIDTH
 from sleep_jax.types import Model, Rollout, Sampling
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
 HOW = Sampling(5, temperature=0.9)
 

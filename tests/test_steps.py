@@ -16,7 +16,6 @@ from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.sleep import consolidate
 from sleep_jax.types import Batch, Mean, Memory, Objective, TrainState
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
 
 

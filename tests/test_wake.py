@@ -12,7 +12,6 @@ from sleep_jax import wake
 from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.types import Batch
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PERIODS, CHUNKS = (16, 32, 64), 8
 ROWS, T = 2, 8  # a chunk of 16 positions
 KEY = jax.random.key(0)

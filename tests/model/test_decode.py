@@ -11,7 +11,6 @@ from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.decode import decode, drain, filter_logits
 from sleep_jax.types import Sampling
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 EOS, PAD, V = 2, 0, 40
 B, T, NEW = 4, 6, 7
 LENGTHS = np.array([6, 1, 4, 4])

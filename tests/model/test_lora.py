@@ -7,7 +7,6 @@ from equality import bit_equal
 from sleep_jax.model import lora
 from sleep_jax.types import Sampling
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 B, T, RANK = 6, 5, 3
 
 

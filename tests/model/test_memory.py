@@ -12,7 +12,6 @@ from slots import read_slot
 from sleep_jax import optim, trees
 from sleep_jax.model import memory as memory_lib
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 B, T, L, E = 2, 6, 2, 3
 
 

@@ -18,7 +18,6 @@ from sleep_jax.sleep.importance import Importance
 from sleep_jax.sleep.trials import FitConfig, TrialConfig
 from sleep_jax.types import Rollout
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ROW, LONGEST, KEY = 24, 96, jax.random.key(5)
 CONFIG = DreamConfig(
     per_context=3,

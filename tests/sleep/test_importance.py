@@ -11,7 +11,6 @@ from sleep_jax.sleep import trials
 from sleep_jax.sleep.importance import importance
 from sleep_jax.sleep.trials import TrialConfig
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ROW = 12
 CONFIG = TrialConfig(rank=2, alpha=6.0, at_once=4)
 

@@ -14,7 +14,6 @@ from sleep_jax.sleep.dream import DreamConfig, Sleeper
 from sleep_jax.sleep.puzzling import PuzzleTask, grammar_of
 from sleep_jax.sleep.trials import How, TrialConfig
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 MADE = puzzles.generated((1,), 2, ["recolour", "keep"], sides=(3, 3))
 TASKS = [PuzzleTask.of(p, 3, 4, (i,)) for i, p in enumerate(MADE)]
 CONFIG = DreamConfig(

@@ -14,7 +14,6 @@ from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.sleep import trials
 from sleep_jax.sleep.trials import How, TrialConfig
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ROW = 16
 CONFIG = TrialConfig(rank=2, alpha=6.0, steps=3, at_once=8, optim=OptimConfig(lr=0.02, warmup=0.0, clip=0.5))
 
