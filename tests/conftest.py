@@ -1,7 +1,7 @@
 """Eight CPU devices for every test, so that sharded code meets a real mesh; must run before jax starts.
 
-Freed memory is kept, as `launch.main` does. Programs are compiled with as little thought as XLA can be brought to,
-those of processes that tests start too: they run for milliseconds, and took seconds to compile.
+Freed memory is kept, as `launch.main` does. Programs, those of processes that tests start among them, are
+compiled with as little thought as XLA can be brought to: they run for milliseconds and took far longer.
 """
 
 import os

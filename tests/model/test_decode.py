@@ -293,8 +293,11 @@ def queue():
     return tokens_NT, lengths_N, jax.random.split(jax.random.key(4), N)
 
 
-@pytest.mark.parametrize("options", [{}, CUT, {"temperature": 0.0}, {"random_expert": True}], ids=str)
-@pytest.mark.parametrize("remembers", [True, False])
+HOW = [*((o, True) for o in ({}, CUT, {"temperature": 0.0}, {"random_expert": True})), ({}, False)]
+HOW += [({"random_expert": True}, False)]  # who remembers nothing has no expert; cuts ask nobody's memory
+
+
+@pytest.mark.parametrize("options, remembers", HOW, ids=str)
 def test_a_queue_samples_the_texts_of_a_batch(model, self_, queue, options, remembers):
     params, memory = self_
     how, seen = Sampling(NEW, **options), {"memory": memory if remembers else None}
@@ -354,7 +357,7 @@ def test_a_queue_in_half_precision_says_what_it_scores(tiny, self_, queue):
     forget = memory_lib.with_active(memory, np.zeros((2, 3), bool))  # a hard gate may tip by rounding
     run = jax.jit(lambda *rows: half.drain(params, *rows, np.arange(SEATS), Sampling(NEW), memory=forget))
     out = run(*queue, QUEUED)
-    logits_BTV = full.apply(params, out.tokens_BT, memory=forget).logits_BTV
+    logits_BTV = jax.jit(full.apply)(params, out.tokens_BT, memory=forget).logits_BTV
     logp_BTV = log_softmax(np.asarray(logits_BTV, np.float64))
     assert len(said(out)) > 2 * QUEUED
     for b, t in said(out):

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from equality import bit_equal
+from scipy import special
 
 from sleep_jax import rollout
 from sleep_jax.data import encoding
@@ -259,11 +260,15 @@ def test_the_dreamer_learns_what_to_say_to_a_context(who):
     assert unmoved is None and math.isnan(nll)
     dreamer, nll = dream.learn(who, None, good, CONFIG, KEY, 0)
 
+    @jax.jit
+    def said_in(adapter, tokens_T):
+        scaled = lora.scaled(adapter, CONFIG.learn.scale)
+        return who.model.apply(who.params, tokens_T[None], memory=who.memory, adapter=scaled).logits_BTV[0]
+
     def loss(adapter, prompt, said):
         encoded = encoding.encode_answering(who.tok, Example(prompt, said))
-        scaled = lora.scaled(adapter, CONFIG.learn.scale)
-        out = who.model.apply(who.params, encoded.tokens[None], memory=who.memory, adapter=scaled)
-        logps = jax.nn.log_softmax(out.logits_BTV[0])[np.arange(len(encoded.tokens) - 1), encoded.tokens[1:]]
+        logps_TV = special.log_softmax(np.asarray(said_in(adapter, encoded.tokens)), axis=-1)
+        logps = logps_TV[np.arange(len(encoded.tokens) - 1), encoded.tokens[1:]]
         return -float(logps[encoded.prompt_length - 1 :].mean())
 
     fresh = lora.init(who.model.config, 2, KEY)
@@ -297,7 +302,8 @@ def test_graders_by_name(who):
         *who.tok.encode(" " + graders.Judge.template.format(a="Bath", b="Bath")),
         who.tok.ans,
     ]
-    logits_V = who.model.apply(who.params, np.array([question]), memory=who.memory).logits_BTV[0, -1]
+    run = jax.jit(who.model.apply)
+    logits_V = run(who.params, np.array([question]), memory=who.memory).logits_BTV[0, -1]
     yes, no = (who.tok.encode(f" {word}")[0] for word in ("yes", "no"))
     assert verdict.tolist() == [float(logits_V[yes] > logits_V[no])]
     with pytest.raises(ValueError, match="'bleu' is not a grader; there are exact, f1, contains, judge"):
