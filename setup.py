@@ -7,7 +7,7 @@ import setuptools
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sleep_jax/__init__.py").read_text()).group(1)
-TEST = ["pytest>=8", "pytest-xdist", "rapidfuzz", "hypothesis", "scipy", "setuptools"]
+TEST = ["pytest>=8", "pytest-xdist>=3.7", "rapidfuzz", "hypothesis", "scipy", "setuptools"]
 # Another program that checkpoints are compared with (of torch the last release that this was done with); the
 # tests that need it are skipped without.
 TEST += ["jinja2", "safetensors", "torch<2.14", "transformers>=5"]
