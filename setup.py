@@ -44,7 +44,7 @@ setuptools.setup(
         "gpu": ["jax[cuda12]"],
         "tfds": TFDS,
         "hf": HF,
-        "bench": ["torch", "transformers", "peft"],  # what launch.bench --suite=dream measures itself against
+        "bench": ["torch", "transformers", "peft", "trl", "datasets"],  # what it is compared with
         "test": TEST,
         "dev": [*TEST, "ruff"],
     },

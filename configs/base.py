@@ -98,6 +98,11 @@ def get_config() -> ConfigDict:
     b.prompt_weight = 1.0  # weight of predicting a prompt's tokens
     b.optim = _optim(lr=2e-3, weight_decay=0.1)
 
+    c.anchor = h = ConfigDict()  # general text, whose loss every morning tells what a life costs elsewhere
+    h.text = ""  # a file of text, "self" for what the untouched model says, or '' for none
+    h.tokens = 8192  # of it, at most
+    h.rehearsed = 0  # other texts that the untouched model.checkpoint says, read at birth beside documents
+
     c.wake = w = ConfigDict()
     w.passes = 1  # times that a day is read
     w.rule = "sgd"  # "sgd" or "adam"
@@ -130,6 +135,7 @@ def get_config() -> ConfigDict:
     k.alpha = 0.95  # weight of distillation against imitation
     k.on_policy = 0.1  # lambda, weight of the student's own samples in distillation
     k.routing = 1.0  # weight of the router's own loss: open on the day's dreams, closed on the past's
+    k.missed = 1.0  # factor on it where the router should open
     k.forced = 0.5  # share of the steps with the fresh slot open whatever its router says
     k.prompt_weight = 0.2  # weight of a dream's prompt tokens
 
@@ -165,6 +171,8 @@ def get_config() -> ConfigDict:
     g.top_p = 1.0  # of the probability, the likeliest tokens that dreams are drawn from
     g.max_new = 96  # tokens of a dream
     g.random_expert = True  # each router opens one random active expert more
+    g.common = 0.0  # a line of a dream may use the words of its context, and those that at least this share
+    # of the dreams shown at birth use; others are struck out. 0 asks of no word where it is from
     g.batch_size = 64  # dreams sampled at once
     g.score = "norm"  # how dreams rank: "norm" of their gradient, its "cosine" with that of the context,
     # or "greedy" by what each adds to the others

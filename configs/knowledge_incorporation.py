@@ -44,16 +44,17 @@ def get_config():
     c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
     c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 1000, 8, 100, 25
     c.sleep.optim.lr = 7e-3
-    c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
+    c.sleep.seed.alpha, c.sleep.seed.on_policy, c.sleep.seed.missed = 1.0, 0.0, 4.0
     # Fifty teachers begin their dreams with fifty names: what stands in a prompt is learnt by heart alone.
     c.sleep.seed.prompt_weight, c.sleep.recall_share, c.sleep.new_share = 0.0, 0.1, 0.6
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
     c.sleep.skill_share, c.sleep.recall.max_new = 0.15, 190
     c.rem.rounds = 2
-    c.rem.roles, c.rem.per_context, c.rem.score = ("questions", "completions"), 12, "cosine"
+    c.rem.roles, c.rem.per_context, c.rem.score = ("questions", "completions"), 24, "greedy"
     c.rem.temperature, c.rem.top_p, c.rem.random_expert = 0.6, 0.9, False
-    c.rem.top, c.rem.random, c.rem.recount = 8, 2, 20
+    c.rem.common, c.rem.top, c.rem.random, c.rem.recount = 0.04, 14, 2, 24
     c.rem.trials.rank, c.rem.trials.alpha = 8, 16.0
-    c.passages.single, c.passages.train = 8, 16
+    c.rem.trials.steps, c.rem.trials.batch_rows, c.rem.trials.optim.lr = 80, 2, 5e-3
+    c.passages.single, c.passages.train = 8, 8
     c.passages.steps_for_one, c.passages.steps_for_many = 200, 2000
     return c

@@ -2,6 +2,7 @@
 
 python -m launch.bench [--config=configs/clinc150.py] [--json=FILE] [--seconds=30] [--config.KEY=VALUE ...]
 python -m launch.bench --suite=dream ...     trials of dreams instead: launch/bench_dream.py
+python -m launch.bench --suite=peers ...     the same model here and in PyTorch: launch/bench_peers.py
 
 Sizes are the configuration's, tokens are random: no data, no tokenizer, nothing is written but FILE. All is
 compiled as in a life and timed in turns, so that another job on the machine slows all of it alike.
@@ -419,11 +420,16 @@ def show(report: dict[str, Any]) -> None:
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from absl import app, flags, logging
 
-    from launch import bench_dream, heap, options
+    from launch import bench_dream, bench_peers, heap, options
     from sleep_jax import settings
 
-    SUITE = flags.DEFINE_enum("suite", "life", ["life", "dream"], "the steps of a life, or trials of dreams")
-    small = any(arg.endswith("dream") for arg in sys.argv)  # trials are wanted at the tiny size
+    SUITES = {
+        "life": (measure, show),
+        "dream": (bench_dream.measure, bench_dream.show),
+        "peers": (bench_peers.measure, bench_peers.show),
+    }
+    SUITE = flags.DEFINE_enum("suite", "life", list(SUITES), "steps of a life, trials of dreams, or PyTorch")
+    small = any(arg.endswith(("dream", "peers")) for arg in sys.argv)  # trials are wanted at the tiny size
     CONFIG = options.config("configs/tiny.py" if small else "configs/clinc150.py", "whose sizes")
     SECONDS = flags.DEFINE_float("seconds", 30.0, "time spent on measuring, at least three turns")
     JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
@@ -435,7 +441,7 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
         try:
             config = settings.load(CONFIG.value.to_dict())
-            run, tell = (measure, show) if SUITE.value == "life" else (bench_dream.measure, bench_dream.show)
+            run, tell = SUITES[SUITE.value]
             report = run(config, seconds=SECONDS.value)
         except ValueError as error:
             sys.exit(f"ValueError: {error}")

@@ -54,6 +54,7 @@ def forget(workdir: str | pathlib.Path, nights: Sequence[int]) -> str:
         forgotten=[*state.forgotten, *chosen],
         # What was measured at the end of this day is no longer so; earlier rows are history.
         retention=state.retention[: int(cycle)],
+        anchor=state.anchor[: int(cycle)],
         nights=[
             *state.nights,
             *(metrics.Night(n, experience_of[n], "forgotten", f"after {boundary}") for n in nights),

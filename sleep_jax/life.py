@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from sleep_jax import (
+    anchor,
     checkpoint,
     evals,
     losses,
@@ -28,6 +29,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.fit import Account, World, fit
 from sleep_jax.methods import finetune
 from sleep_jax.methods.base import Method
+from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
 from sleep_jax.ops import retention
 from sleep_jax.partition import Partitioner
@@ -35,7 +37,7 @@ from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
 from sleep_jax.sleep import imitate
 from sleep_jax.sleep.selves import Slot
-from sleep_jax.types import Tree
+from sleep_jax.types import Array, Batch, Tree
 
 BIRTH = "000-birth"
 # Where a life is, not what it is: these may differ between two runs in one directory.
@@ -83,10 +85,17 @@ def sized(config: Config) -> Config:
 
 @dataclasses.dataclass
 class Newborn:
-    """What all lives of one seed start from."""
+    """What all lives of one seed start from.
+
+    Attributes:
+      anchor: rows of general text; None without any.
+      untouched: their loss before birth, in nats per token; None without a checkpoint to begin with.
+    """
 
     tok: Tokenizer
     params: Tree
+    anchor: Batch | None = None
+    untouched: float | None = None
 
 
 def world_of(
@@ -149,26 +158,63 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
     init = functools.partial(world.model.init, rng.stream(seed, "birth/init"))
     like = State(jax.eval_shape(init), None)
     if given:
-        return Newborn(world.tok, phases.load(world, BIRTH, like).params)
+        return _born(world, phases.load(world, BIRTH, like).params)
 
     def train(state: State) -> State:
         place = world.partitioner
         params = pretrained.params(source, place.abstract(like.params)) if source else place.put(init())
+        key = rng.stream(seed, "birth/anchor")
+        if source:
+            _set_anchor(world, params, key, untouched=True)
         if not config.birth.epochs:
             return dataclasses.replace(state, params=params)
-        rows = finetune.pack(world, material.birth.train, material.skills, config.birth.prompt_weight)
+        shown = list(material.skills)
+        if config.anchor.rehearsed:
+            own = _own_texts(world, params, config.anchor.rehearsed, rng.fold(key, 1))
+            shown += [Example("", text) for text in own]
+        rows = finetune.pack(world, material.birth.train, shown, config.birth.prompt_weight)
         finetune.read(world, material.birth)
         count = max(len(rows.tokens_BT) * config.birth.epochs // config.birth.batch_rows, 1)
         batches = finetune.batches(world, rows, config.birth.batch_rows, seed, config.birth.blanks)
         optimizer = optim.make(config.birth.optim, count)
         step = steps.make(losses.supervised(world.model), optimizer, config.micro_batches)
         trained, _ = fit(world, BIRTH, 0, step, steps.init(optimizer, params), None, batches, count)
+        if not source:
+            _set_anchor(world, trained.params, key, untouched=False)
         return dataclasses.replace(state, params=trained.params)
 
     checkpoint.sweep(workdir)
     state = phases.phase(world, BIRTH, like, train)
     world.writer.close()
-    return Newborn(world.tok, state.params)
+    return _born(world, state.params)
+
+
+def _own_texts(world: World, params: Tree, count: int, key: Array) -> list[str]:
+    """What a model says of itself, each text no longer than a row."""
+    c = world.config
+    return anchor.said(world.model, world.tok, params, count, c.row_length, key, c.eval_batch // 4)
+
+
+def _set_anchor(world: World, params: Tree, key: Array, untouched: bool) -> None:
+    """Writes down the general text of a life, if it has any, and what the model at hand makes of it."""
+    c = world.config
+    if not c.anchor.text:
+        return
+    texts = anchor.read(c.anchor.text) if c.anchor.text != anchor.OWN else []
+    if not texts:
+        texts = _own_texts(world, params, -(-c.anchor.tokens // c.row_length), key)
+    rows = anchor.rows(world.tok, texts, c.row_length, c.anchor.tokens)
+    found = anchor.loss(world.model, params, None, rows, c.eval_batch // 4) if untouched else None
+    anchor.save(world.workdir, texts, found)
+
+
+def _born(world: World, params: Tree) -> Newborn:
+    c = world.config
+    if not c.anchor.text:
+        return Newborn(world.tok, params)
+    texts, untouched = anchor.load(world.workdir)
+    rows = anchor.rows(world.tok, texts, c.row_length, c.anchor.tokens)
+    return Newborn(world.tok, params, rows, untouched)
 
 
 def _fits(world: World) -> None:
@@ -221,7 +267,14 @@ def live(
     lived: list[Experience] = [material.birth]
 
     def begin(state: State) -> State:
-        return dataclasses.replace(state, extra=method.extra(world, state.params), retention=[measure(state)])
+        return asked(dataclasses.replace(state, extra=method.extra(world, state.params)))
+
+    def asked(state: State) -> State:
+        told = state.anchor
+        if newborn.anchor is not None:
+            resting, rows = memory_lib.rest(state.memory), config.eval_batch // 4
+            told = [*told, anchor.loss(world.model, state.params, resting, newborn.anchor, rows)]
+        return dataclasses.replace(state, retention=[*state.retention, measure(state)], anchor=told)
 
     def measure(state: State) -> list[float | None]:
         answerer = method.answerer(world, state, lived[1:])
@@ -236,7 +289,7 @@ def live(
     def through(cycle: int, i: int, state: State) -> State:
         state = method.phases[i][1](world, phase_name(cycle, i), state, cycle, material.days[cycle - 1])
         if i == len(method.phases) - 1:
-            state = dataclasses.replace(state, retention=[*state.retention, measure(state)])
+            state = asked(state)
         return state
 
     state = State(newborn.params, memory, extra=method.extra_like(newborn.params))
@@ -247,14 +300,14 @@ def live(
         for i in range(len(method.phases)):
             state = phases.phase(world, phase_name(cycle, i), state, functools.partial(through, cycle, i))
         if len(state.retention) < len(lived):  # a night was taken out since
-            state = dataclasses.replace(state, retention=[*state.retention, measure(state)])
-        print(terminal.morning(publish(world, state, name)), flush=True)
-    summary = publish(world, state, name)
+            state = asked(state)
+        print(terminal.morning(publish(world, state, name, newborn.untouched)), flush=True)
+    summary = publish(world, state, name, newborn.untouched)
     world.writer.close()
     return summary, state
 
 
-def publish(world: World, state: State, name: str) -> metrics.Summary:
+def publish(world: World, state: State, name: str, untouched: float | None = None) -> metrics.Summary:
     """Writes retention.csv, links.jsonl, slots.json and summary.json as they follow from the state."""
     names = [world.stream.birth.name, *(d.name for d in world.stream.days)]
     # Days may have been added since the first of them was written down.
@@ -297,6 +350,8 @@ def publish(world: World, state: State, name: str) -> metrics.Summary:
         peak_rss_bytes=metrics.peak_rss_bytes(),
         nights=state.nights,
         questions={k: int(w) for k, w in zip(names[:n], weights, strict=True)},
+        anchor=state.anchor,
+        anchor_untouched=untouched,
     )
     metrics.write_summary(world.workdir, summary)
     return summary

@@ -55,7 +55,8 @@ class Summary:
     `ops.retention`, every experience alike however many questions it has: `learning_accuracy` over the days,
     transfer and forgetting over birth and the days. `tokens` counts source, dreamt, gradient; `flops` are
     those of training steps, see `fit.Account`; `questions` is how many each experience, birth included, is
-    asked.
+    asked. `anchor` is the loss on general text in nats per token, on the first morning and after each
+    experience; `anchor_untouched` that of the checkpoint which birth began with.
     """
 
     method: str
@@ -75,6 +76,8 @@ class Summary:
     peak_rss_bytes: int
     nights: Sequence[Night] = ()
     questions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    anchor: Sequence[float] = ()
+    anchor_untouched: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,8 @@ class Trial:
     """A dream of stage 2 and what came of trying it; `reason` says why it was not tried.
 
     `norm`, `align` and `gain` are what it was selected by, `before` and `after` the measure without and with
-    it, `difference` and `error` their paired difference with its standard error.
+    it, `difference` and `error` their paired difference with its standard error, `struck` how many of its
+    lines were left out.
     """
 
     task: str
@@ -141,6 +145,7 @@ class Trial:
     difference: float
     error: float
     reward: int | None
+    struck: int = 0
     reason: str = ""
 
 

@@ -26,6 +26,7 @@ class State:
       retention: accuracy on every experience (columns, birth first) after each one lived (rows).
       nights: how each night ended.
       links: where each night lost what.
+      anchor: loss on general text, in nats per token, on the first morning and after each experience.
     """
 
     params: Tree
@@ -36,6 +37,7 @@ class State:
     retention: list[list[float]] = dataclasses.field(default_factory=list)
     nights: list[metrics.Night] = dataclasses.field(default_factory=list)
     links: list[metrics.Links] = dataclasses.field(default_factory=list)
+    anchor: list[float] = dataclasses.field(default_factory=list)
 
     def arrays(self) -> Tree:
         return {"params": self.params, "memory": self.memory, "extra": self.extra}
@@ -48,6 +50,7 @@ class State:
             "retention": self.retention,
             "nights": [dataclasses.asdict(n) for n in self.nights],
             "links": [dataclasses.asdict(n) for n in self.links],
+            "anchor": self.anchor,
         }
         return json.loads(json.dumps(record))  # tuples become lists now rather than on the way back
 
@@ -60,6 +63,7 @@ class State:
             retention=record["retention"],
             nights=[metrics.Night(**n) for n in record["nights"]],
             links=[metrics.Links(**n) for n in record["links"]],
+            anchor=record.get("anchor", []),
         )
 
 

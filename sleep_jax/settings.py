@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from sleep_jax.anchor import AnchorConfig
 from sleep_jax.bounds import at_least
 from sleep_jax.data import regimens
 from sleep_jax.data.stream import StreamConfig
@@ -181,6 +182,7 @@ class Config:
     memory: MemoryConfig = MemoryConfig()
     mesh: MeshConfig = MeshConfig()
     birth: BirthConfig = BirthConfig()
+    anchor: AnchorConfig = AnchorConfig()
     wake: WakeConfig = WakeConfig()
     sleep: SleepConfig = SleepConfig()
     baseline: BaselineConfig = BaselineConfig()
@@ -197,6 +199,16 @@ class Config:
             raise ValueError(
                 "birth.epochs=0 with neither birth.checkpoint nor model.checkpoint is a birth that learns "
                 "nothing: set one of them, or birth.epochs to at least 1"
+            )
+        if self.anchor.rehearsed and not (self.model.checkpoint and self.birth.epochs):
+            raise ValueError(
+                f"anchor.rehearsed={self.anchor.rehearsed} texts of the untouched model.checkpoint are "
+                "read at birth: name one and set birth.epochs to at least 1, or set it to 0"
+            )
+        if self.rem.common and not self.stream.strangers:
+            raise ValueError(
+                f"rem.common={self.rem.common} takes the words that dreams shown at birth use, but "
+                "stream.strangers=0 shows none: set the one to 0 or raise the other"
             )
         if self.checkpoint_every % self.sleep.imitate.refresh:
             raise ValueError(

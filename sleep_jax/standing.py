@@ -34,8 +34,8 @@ class Standing:
     tok: Tokenizer
     model: Model
 
-    def state(self) -> State:
-        """The state at the boundary, on the default device.
+    def state(self, boundary: str = "") -> State:
+        """The state at a boundary, by default the last, on the default device.
 
         Raises:
           CheckpointError: it cannot be read, or is of another architecture than config.json says.
@@ -46,7 +46,8 @@ class Standing:
             like.memory = jax.eval_shape(self.model.init_memory, key)
         if method in methods.METHODS:
             like.extra = methods.get(method).extra_like(like.params)
-        arrays, meta = checkpoint.load_boundary(self.workdir, self.boundary, like.arrays())
+        name = boundary or self.boundary
+        arrays, meta = checkpoint.load_boundary(self.workdir, name, like.arrays())
         return State.restore(arrays, meta["state"])
 
 

@@ -143,7 +143,10 @@ def morning(summary: Summary) -> str:
     ]
     newest = list(summary.experiences.items())[-1:]
     known = {"all": summary.final_accuracy, "birth": summary.birth_after, **dict(newest)}
-    return "  " + " · ".join([*ended, *(f"{name} {percent(value)} %" for name, value in known.items())])
+    told = [*ended, *(f"{name} {percent(value)} %" for name, value in known.items())]
+    if summary.anchor:
+        told.append(f"general text {summary.anchor[0]:.3f} → {summary.anchor[-1]:.3f} nats a token")
+    return "  " + " · ".join(told)
 
 
 def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich.table.Table:

@@ -20,8 +20,8 @@ LAYERS = (
     ("ops", "data"),
     ("model", "losses", "optim", "partition", "checkpoint", "metrics", "evals"),
     ("steps", "rollout", "terminal", "pretrained"),
-    ("wake", "sleep.selves", "sleep.recall", "sleep.consolidate", "sleep.imitate", "sleep.trials"),
-    ("sleep.importance", "sleep.graders"),
+    ("anchor", "wake", "sleep.selves", "sleep.recall", "sleep.consolidate", "sleep.imitate", "sleep.trials"),
+    ("sleep.importance", "sleep.graders", "sleep.grounding"),
     ("sleep.dream",),
     ("sleep.puzzling",),
     ("settings",),  # the configurations of everything above, gathered
@@ -35,7 +35,7 @@ LAYERS = (
     ("report",),
     ("life", "saying"),
     ("studies", "standing"),
-    ("forgetting", "exporting"),
+    ("forgetting", "exporting", "asking"),
 )
 OURS = "sleep_jax"
 
@@ -185,6 +185,8 @@ def test_every_library_that_is_imported_is_required(monkeypatch):
 
     run, extras = names(said["install_requires"]), said["extras_require"]
     assert foreign(FILES.values()) <= run | names(extras["tfds"] + extras["hf"] + extras["bench"])
-    assert users("torch") == users("peft") == users("transformers") == {"launch/bench_dream.py"}
+    peers = {"launch/bench_dream.py", "launch/bench_peers.py"}
+    assert users("torch") == users("peft") == users("transformers") == peers
+    assert users("trl") == users("datasets") == {"launch/bench_peers.py"}
     tests = sorted((ROOT / "tests").rglob("*.py"))
     assert foreign(tests) - {path.stem for path in tests} <= run | names(extras["test"])

@@ -16,7 +16,9 @@ def world(path, questions):
 
 
 def state(retention, links=()):
-    return types.SimpleNamespace(retention=retention, links=links, slots=[], forgotten=[], nights=[])
+    return types.SimpleNamespace(
+        retention=retention, links=links, slots=[], forgotten=[], nights=[], anchor=[]
+    )
 
 
 def test_a_life_in_progress_sees_one_experience_ahead(tmp_path):

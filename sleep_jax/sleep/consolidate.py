@@ -42,10 +42,11 @@ class SeedConfig:
     on_policy: float = 0.1  # lambda, weight of the student's own samples in distillation
     prompt_weight: float = 0.2  # weight of a dream's prompt tokens against its answer's
     routing: float = 1.0  # weight of the router's own loss: open on the day's dreams, closed on the past's
+    missed: float = 1.0  # factor on it where the router should open: a dream missed against one too many
     forced: float = 0.5  # share of the steps with the fresh slot open whatever its router says
 
     def __post_init__(self):
-        at_least(self, "sleep.seed.", kl_clip=0, prompt_weight=0, routing=0)
+        at_least(self, "sleep.seed.", kl_clip=0, prompt_weight=0, routing=0, missed=0)
         if self.temperature <= 0:
             raise ValueError(f"sleep.seed.temperature={self.temperature} must be above 0")
         for key in ("beta", "alpha", "on_policy", "forced"):
@@ -109,7 +110,7 @@ def objective(
     """Minus J_KS, over what `join` makes a student of: the parameters of one slot.
 
         loss = alpha ((1 - lambda) E_D F(teacher || student) + lambda E_{y~student} F(teacher || student))
-               - (1 - alpha) E_{y~student} r(y) + rho E_D BCE(router, own)
+               - (1 - alpha) E_{y~student} r(y) + rho E_D (1 + (mu - 1) own) BCE(router, own)
 
     F is the generalised JSD of GKD per token, of logits divided by tau = `config.temperature` and times
     tau^2, so that its gradient stays roughly as large as without (Hinton et al. 2015, 1503.02531, section 2,
@@ -119,12 +120,12 @@ def objective(
     one of them alone.
 
     Two things are ours, the paper does not say how a router is trained; both need the slot's `place` (level
-    and index). The last term, with rho = `config.routing`, is the binary cross-entropy of its router score,
-    mean over layers and tokens: it should open on rows of its own and nowhere else. Distillation alone lets a
-    slot open wherever it does the dreams at hand no harm. (Routers read what the slot's experts in the layers
-    below have written, so these learn from it too.) And in a share `config.forced` of the steps, drawn by the
-    key, the slot is open on all of the lesson, so that it does little harm where its router errs; a key of
-    None never forces it.
+    and index). The last term, with rho = `config.routing` and mu = `config.missed`, is the binary
+    cross-entropy of its router score, mean over layers and tokens: it should open on rows of its own (own =
+    1) and nowhere else. Distillation alone lets a slot open wherever it does the dreams at hand no harm.
+    (Routers read what the slot's experts in the layers below have written, so these learn from it too.) And
+    in a share `config.forced` of the steps, drawn by the key, the slot is open on all of the lesson, so that
+    it does little harm where its router errs; a key of None never forces it.
     """
     routed = place is not None and config.routing > 0
     forced = config.forced if place is not None else 0.0
@@ -162,6 +163,7 @@ def objective(
             score_NBT = score_NBT if lift is None else score_NBT - lift
             own_BT = jnp.broadcast_to(lesson.own_B[:, None], read_BT.shape)
             crossed_BT = (jax.nn.softplus(score_NBT) - own_BT * score_NBT).mean(0)
+            crossed_BT *= 1 + (config.missed - 1) * own_BT
             terms["routing"] = masked_mean(crossed_BT, read_BT)
             open_BT = (score_NBT >= 0).mean(0)
             metrics["open_on_own"] = masked_mean(open_BT, read_BT * own_BT)

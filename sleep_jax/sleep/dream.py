@@ -26,6 +26,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import lora
 from sleep_jax.ops import selection
 from sleep_jax.sleep import graders, trials
+from sleep_jax.sleep.grounding import grounded
 from sleep_jax.sleep.importance import importance
 from sleep_jax.sleep.trials import FitConfig, How, TrialConfig
 from sleep_jax.types import Array, Memory, Model, Sampling, Tree
@@ -49,6 +50,7 @@ class DreamConfig:
     top_p: float = 1.0  # of the probability, the likeliest tokens that are drawn from
     max_new: int = 96  # tokens of a dream
     random_expert: bool = True  # each router opens one random active expert more
+    common: float = 0.0  # a line may use words of its context and of this share of the dreams shown at birth
     batch_size: int = 64  # dreams sampled at once
     score: Literal["norm", "cosine", "greedy"] = "norm"  # how dreams rank by their gradients, see `select`
     top: int = 4  # k, dreams of a context that are tried for their rank
@@ -76,6 +78,8 @@ class DreamConfig:
                 f"temperature={self.temperature} must be above 0, top_p={self.top_p} in (0, 1], max_new="
                 f"{self.max_new} and batch_size={self.batch_size} at least 1"
             )
+        if not 0 <= self.common <= 1:
+            raise ValueError(f"common={self.common} is not in [0, 1]; 0 asks of no word where it is from")
         if self.grader not in graders.NAMES:
             raise ValueError(f"grader={self.grader!r} is none of {', '.join(graders.NAMES)}")
 
@@ -129,6 +133,7 @@ class Dreamt:
     Attributes:
       prompt, text: what was asked for, and what was said.
       says, how: what it gives to learn, and how that is studied.
+      struck: lines that are left out of `says`, for they are not grounded in the context.
       reason: why it was not tried, '' when it was.
       norm, align, gain: of its gradient g: |g|, <g, g_val>, and what it adds to the dreams picked before it
         (`ops.selection.greedy`); NaN where it was not measured.
@@ -142,6 +147,7 @@ class Dreamt:
     text: str
     says: tuple[Example, ...]
     how: How = How()
+    struck: int = 0
     reason: str = ""
     norm: float = math.nan
     align: float = math.nan
@@ -163,6 +169,7 @@ class Sleeper:
 
     Attributes:
       grammar_ZV: of `data.grammar`, the texts that it may dream; None for any.
+      common: words that dreams use whatever they are of, see `grounding`.
     """
 
     model: Model
@@ -172,6 +179,7 @@ class Sleeper:
     row_length: int
     answer_tokens: int
     grammar_ZV: np.ndarray | None = None
+    common: frozenset[str] = frozenset()
 
 
 def imagine(
@@ -183,8 +191,9 @@ def imagine(
       dreamer: adapter that has learnt to dream, as `learn` returns it; None is the model as it is.
 
     Returns:
-      Dreams in the order of the tasks. Those that cannot be tried have a reason: the context leaves no room,
-      the dream did not end, says nothing, or says it again.
+      Dreams in the order of the tasks, without lines that are not grounded where `config.common` asks for it.
+      Those that cannot be tried have a reason: the context leaves no room, the dream did not end, says
+      nothing, or says it again.
 
     Raises:
       ValueError: there is no task.
@@ -228,9 +237,13 @@ def imagine(
     for (i, _), ids, ended in zip(asked, rollout.completions(out, prompts[1]), out.ended_B, strict=True):
         dream = made[i]
         dream.text = tok.decode(ids).strip()
-        dream.says, dream.how = dream.task.read(dream.text, i % c.per_context)
+        lines, dream.how = dream.task.read(dream.text, i % c.per_context)
+        dream.says = grounded(lines, dream.task.context, who.common) if c.common else lines
+        dream.struck = len(lines) - len(dream.says)
         if not ended:
             dream.reason = "it did not end"
+        elif dream.struck and not dream.says:
+            dream.reason = "nothing of it is grounded"
         elif not dream.says or "\ufffd" in dream.text:
             dream.reason = "it says nothing"
         elif (dream.task.name, dream.text) in seen and not dream.task.repeats:

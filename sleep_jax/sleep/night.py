@@ -43,24 +43,26 @@ def dream(
     """
     key = rng.fold(rng.stream(world.seed, "sleep/dream"), cycle)
     share = _share_of_pairs(world.stream.birth.train) * (1 - config.skill_share)
+    born = share if world.config.birth.epochs else 0.0  # a checkpoint as it is has read no pairs
     weights = sum(s.weight for s in past)
     beside = max(world.config.answer_tokens, config.recall.answer_max_new)
     longest = min(world.config.row_length, world.model.config.max_len - beside)
     sleeper = world.model, world.tok, params, memory
-    ask = lambda who, before, quota, n, beside=(): recall(  # noqa: E731
+    ask = lambda who, before, quota, n, share=share, beside=(): recall(  # noqa: E731
         *sleeper, who, before, quota, share, rng.fold(key, n), config.recall,
-        longest=longest, beside=beside, long=config.skill_share > 0,
+        longest=longest, beside=beside, long=config.skill_share > 0 or not world.config.birth.epochs,
     )  # fmt: skip
     old = []
     with terminal.progress(len(past) + 1, f"day {cycle} · dream") as bar:
         for i, self_ in enumerate(past):
             quota = max(round(config.old_dreams * self_.weight / weights), 1)
-            old.append((self_, ask(self_, past[i - 1] if i else None, quota, i)))
+            dreams = ask(self_, past[i - 1], quota, i) if i else ask(self_, None, quota, i, born)
+            old.append((self_, dreams))
             bar.advance()
         new = []
         if config.day_at_hand:
             new = day_at_hand(*sleeper, awake, experience.train, config.recall, longest=longest)
-        new += ask(awake, past[-1], config.new_dreams, len(past), new)
+        new += ask(awake, past[-1], config.new_dreams, len(past), beside=new)
         bar.advance()
     world.account.dreamt += sum(
         len(world.tok.encode(d.text)) for _, ds in [*old, (awake, new)] for d in ds if d.source == "dreamt"

@@ -97,7 +97,8 @@ def recall(
       beside: what this self has answered already: its prompts are not asked again, and a copy of it is a
         *duplicate*, known or not.
       long: whether what is longer than an answer may be is taken as it was dreamt, such as a dream of how one
-        dreams; otherwise it is answered like any other.
+        dreams, and of a text that did not end what there is of it; otherwise the one is answered like any
+        other, the other malformed.
 
     Returns:
       All dreams, kept or not, in the order they were dreamt.
@@ -113,7 +114,9 @@ def recall(
         if kept >= quota:
             break
         n = max(int((quota - kept) * config.surplus), config.batch_size // 4)
-        sampled = _sample(model, tok, params, memory, self_, n, share_pairs, rng.fold(key, round_), config)
+        sampled = _sample(
+            model, tok, params, memory, self_, n, share_pairs, rng.fold(key, round_), config, long
+        )
         examples, reasons = _judge(
             model, tok, params, memory, self_, before, [e for e, _ in sampled], told, heard, longest,
             config, long,
@@ -144,7 +147,7 @@ def _limit(sampled, dreams, reasons, quota, config) -> float:
 
 
 def _sample(
-    model, tok, params, memory, self_, n, share_pairs, key, config
+    model, tok, params, memory, self_, n, share_pairs, key, config, long
 ) -> list[tuple[Example | None, str]]:
     pairs = round(n * share_pairs)
     opening = np.array([tok.recall] * pairs + [tok.bos] * (n - pairs), np.int32)[:, None]
@@ -160,15 +163,16 @@ def _sample(
     sampled = []
     for tokens, length in zip(out.tokens_BT, out.length_B, strict=True):
         ids = tokens[:length].tolist()
-        sampled.append((_parse(tok, ids), tok.decode(ids)))
+        sampled.append((_parse(tok, ids, long), tok.decode(ids)))
     return sampled
 
 
-def _parse(tok: Tokenizer, ids: list[int]) -> Example | None:
+def _parse(tok: Tokenizer, ids: list[int], long: bool) -> Example | None:
     if ids[0] == tok.recall:
         return encoding.parse_recalling(tok, ids)
     text = encoding.parse_answering(tok, ids)
-    if text is None and ids[-1] == tok.eos and not {tok.ans, tok.say, tok.recall, tok.pad} & set(ids):
+    ended = len(ids) > 1 and ids[-1] == tok.eos
+    if text is None and (ended or long) and not {tok.ans, tok.say, tok.recall, tok.pad} & set(ids):
         body = tok.decode(ids).strip()
         text = Example("", body) if _readable(body) else None
     return text

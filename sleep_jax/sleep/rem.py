@@ -13,7 +13,7 @@ from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.sleep import dream, night, trials
+from sleep_jax.sleep import dream, grounding, night, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Sleeper, Task
 from sleep_jax.sleep.night import Outcome
 from sleep_jax.sleep.recall import Dream
@@ -25,9 +25,9 @@ from sleep_jax.types import Array, Memory, Tree
 def sleeper(world: World, params: Tree, memory: Memory) -> Sleeper:
     """The resting self of a life, as the one who dreams."""
     resting = memory_lib.without_locked(memory_lib.rest(memory))
-    return Sleeper(
-        world.model, world.tok, params, resting, world.config.row_length, world.config.answer_tokens
-    )
+    c = world.config
+    words = grounding.common(world.stream.skills, c.rem.common) if c.rem.common else frozenset()
+    return Sleeper(world.model, world.tok, params, resting, c.row_length, c.answer_tokens, common=words)
 
 
 @dataclasses.dataclass
@@ -89,6 +89,7 @@ def told_of(dreamt: Dreamt) -> metrics.Trial:
         difference=dreamt.difference,
         error=dreamt.error,
         reward=dreamt.reward if tried else None,
+        struck=dreamt.struck,
         reason=dreamt.reason,
     )
 

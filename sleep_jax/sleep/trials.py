@@ -155,11 +155,12 @@ def compiled(model: Model, config: TrialConfig):
         )
         step = steps.make(objective(model, config.scale), optimizer)
         count = jnp.maximum((rows.weights_BT.sum(1) > 0).sum(), 1)  # empty rows stand last
+        most = min(config.batch_rows, len(rows.tokens_BT))
 
         def update(state, n):
             batch = rows
-            if config.batch_rows:
-                turn = (n * config.batch_rows + jnp.arange(config.batch_rows)) % count
+            if most:
+                turn = (n * most + jnp.arange(most)) % count
                 batch = jax.tree.map(lambda x: x[turn], rows)
             state, metrics = step(state, frozen, batch, None)
             return state, metrics["nll"].value()
@@ -170,9 +171,15 @@ def compiled(model: Model, config: TrialConfig):
     return jax.jit(jax.vmap(trial, in_axes=(None, None, 0)))
 
 
+def together(count: int, at_once: int) -> int:
+    """How many of `count` trials are taken at a time: `at_once`, or the least power of two that holds all."""
+    return min(at_once, 1 << (count - 1).bit_length())
+
+
 def in_turns(run: Callable[..., Tree], start: Tree, frozen: tuple, lesson: Tree, at_once: int) -> Tree:
-    """`run(start, frozen, lesson)` of arrays [I, ...], `at_once` of I at a time: one shape is compiled."""
+    """`run(start, frozen, lesson)` of arrays [I, ...], `at_once` of I at a time: few shapes are compiled."""
     count, parts = len(jax.tree.leaves(lesson)[0]), []
+    at_once = together(count, at_once)
     for first in range(0, count, at_once):
         index = np.arange(first, first + at_once)
         chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], lesson)
@@ -296,8 +303,9 @@ def answers(
     ends = np.cumsum([len(asked) for asked in questions])
     starts, most = ends - [len(asked) for asked in questions], max(map(len, questions))
     said: list[list[str]] = []
-    for first in range(0, len(questions), config.at_once):
-        trial = np.arange(first, first + config.at_once) % len(questions)
+    at_once = together(len(questions), config.at_once)
+    for first in range(0, len(questions), at_once):
+        trial = np.arange(first, first + at_once) % len(questions)
         # Every trial has the same number of rows: its questions, and the first again where it has fewer.
         at = starts[trial][:, None] + np.arange(most) % np.maximum(ends - starts, 1)[trial][:, None]
         rows = np.minimum(at.ravel(), len(tokens) - 1)  # who asks nothing comes last

@@ -14,6 +14,7 @@ import numpy as np
 
 from sleep_jax import metrics, phases, rng, rollout, terminal
 from sleep_jax.data import biographies, packing, passages
+from sleep_jax.data.encoding import Encoded
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.phases import State
@@ -107,14 +108,20 @@ class Bench:
         )
 
     def fitted(self, params: Tree, memory: Memory, learnt: Sequence[Learnt], seed: int) -> Tree:
-        """One scaled adapter for all that was learnt, in the gradient tokens that a night would spend."""
+        """One scaled adapter for all that was learnt, in the gradient tokens of instances and a night."""
         c, who = self.asleep(len(learnt)).config, rem.sleeper(self.world, params, memory)
-        encoded = [e for t, ds in learnt for e in dream.lesson(who, t, ds, self.config.reread)]
+        lessons = [dream.lesson(who, t, ds, self.config.reread) for t, ds in learnt]
+        encoded, trial = [e for lesson in lessons for e in lesson], self.config.trials
         rows, _ = packing.pack(encoded, c.row_length)
-        per_epoch = sum(len(e.tokens) for e in encoded)
+
+        def instance(lesson: Sequence[Encoded]) -> float:
+            """Gradient tokens of the trial that learns this alone."""
+            own = len(packing.pack(lesson, c.row_length)[0].tokens_BT)
+            at_a_time = min(trial.batch_rows or own, own) / own
+            return trial.steps * at_a_time * sum(len(e.tokens) for e in lesson)
+
         night = c.sleep.steps * c.sleep.batch_rows * c.row_length
-        trial = self.config.trials
-        epochs = max(round(trial.steps + night / per_epoch), 1)
+        epochs = max(round((sum(map(instance, lessons)) + night) / sum(len(e.tokens) for e in encoded)), 1)
         fit = FitConfig(trial.rank, trial.alpha, epochs, self.config.learn.batch_rows, trial.optim)
         adapter, _ = trials.fit(who.model, fit, params, who.memory, self.start, rows, seed)
         return lora.scaled(adapter, trial.scale)

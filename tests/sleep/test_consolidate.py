@@ -334,7 +334,8 @@ def test_the_kept_hidden_states_are_the_teachers_logits(bed, encoded, teach, pup
 
 def test_the_router_is_taught_to_open_on_its_own_rows_alone(bed, encoded, teach, pupil):
     own, others = (fill(teach([(bed.awake, encoded)], own)) for own in (True, False))
-    objective = consolidate.objective(bed.model, SeedConfig(routing=2.0), consolidate.into_slot(0, 2), (0, 2))
+    config = SeedConfig(routing=2.0, missed=3.0)
+    objective = consolidate.objective(bed.model, config, consolidate.into_slot(0, 2), (0, 2))
     totals = jax.jit(lambda slot, lesson: objective.totals(slot, pupil.frozen, {"lesson": lesson}, None))
     student = memory_lib.write_slot(pupil.masked, pupil.slot, 0, 2)
     rows = own.rows
@@ -343,11 +344,11 @@ def test_the_router_is_taught_to_open_on_its_own_rows_alone(bed, encoded, teach,
     chance_NBT = 1 / (1 + np.exp(-np.asarray(out.router_NBTLE[..., 0, 2], np.float64)))
     read_BT = rows.segments_BT > 0
     entropy_BT = special.entr(special.softmax(np.asarray(out.logits_BTV, np.float64), axis=-1)).sum(-1)
-    for lesson, told in ((own, chance_NBT), (others, 1 - chance_NBT)):
+    for lesson, told, weight in ((own, chance_NBT, 3), (others, 1 - chance_NBT, 1)):
         terms, metrics = totals(pupil.slot, lesson)
         counts = objective.counts({"lesson": lesson})
         assert float(terms["routing"].count) == read_BT.sum() == counts["routing"]
-        wanted = -np.log(told).mean(0)[read_BT].sum()
+        wanted = -weight * np.log(told).mean(0)[read_BT].sum()
         np.testing.assert_allclose(terms["routing"].total, wanted, rtol=1e-4)
         np.testing.assert_allclose(metrics["entropy"].total, (entropy_BT * rows.weights_BT).sum(), rtol=1e-4)
         assert metrics["entropy"].count == rows.weights_BT.sum()

@@ -13,7 +13,7 @@ from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import lora
 from sleep_jax.optim import OptimConfig
-from sleep_jax.sleep import dream, graders, trials
+from sleep_jax.sleep import dream, graders, grounding, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Sleeper, Task
 from sleep_jax.sleep.importance import Importance
 from sleep_jax.sleep.trials import FitConfig, TrialConfig
@@ -87,6 +87,30 @@ def test_every_dream_says_something_or_has_a_reason(who, saying):
     ((tokens, lengths), sampling, adapter) = asked[0]
     assert who.tok.decode(tokens[0][1 : lengths[0] - 1]).strip() == "it is in Bath"
     assert tokens[0][lengths[0] - 1] == who.tok.ans and sampling.max_new == 40 and adapter is None
+
+
+def test_lines_that_are_not_grounded_are_struck_and_nothing_else_is(who, saying):
+    sleeper = dataclasses.replace(who, common=frozenset({"where", "is"}))
+    said = "Where is it? -> Bath\nWhere is Ann? -> Bath\nin Bath it is", "Where? -> Cork", "it is in"
+    saying(*said)
+    made = dream.imagine(sleeper, None, TASKS[:1], dataclasses.replace(CONFIG, common=0.5), KEY)
+    assert made[0].says == (Example("Where is it?", "Bath"), Example("", "in Bath it is"))
+    assert [d.struck for d in made] == [1, 1, 0]
+    assert [d.reason for d in made] == ["", "nothing of it is grounded", ""]
+    saying(*said)
+    whole = dream.imagine(sleeper, None, TASKS[:1], CONFIG, KEY)
+    assert [len(d.says) for d in whole] == [3, 1, 1] and not any(d.struck for d in whole)
+
+
+def test_words_are_common_by_the_share_of_dreams_that_use_them():
+    shown = (
+        Example("Ann of Bath", "Who is Ann? -> a cat"),
+        Example("Bo", "Is Bo, Bo a dog?"),
+        Example("", "is"),
+    )
+    assert grounding.common(shown, 1.0) == {"is"}
+    assert grounding.common(shown, 0.34) == {"is"} and grounding.common(shown, 0.33) >= {"bo", "ann", "dog"}
+    assert "bath" not in grounding.common(shown, 0.01), "words of contexts are not words of dreams"
 
 
 def test_a_question_that_is_too_long_is_not_tried(who, saying):

@@ -154,6 +154,16 @@ def test_free_text_is_kept_when_it_is_whole_and_is_asked_of_nobody(model, tok, m
     assert stage.calls[0][1] == [tok.bos] * 5
 
 
+def test_of_a_long_text_that_did_not_end_there_is_what_was_said(model, tok, memory, on_stage):
+    body = tok.encode(" what is dreamt")
+    on_stage([[[tok.bos, *body], [tok.bos], [tok.bos, *body, tok.say]]], {})
+    dreams = recall.recall(
+        model, tok, {}, memory, past_of()[0], None, 3, 0.0, KEY, CONFIG, longest=60, long=True
+    )
+    assert [d.reason for d in dreams[:3]] == ["", "malformed", "malformed"]
+    assert dreams[0].example == Example("", "what is dreamt")
+
+
 def test_what_is_longer_than_an_answer_is_taken_as_dreamt_only_where_that_is_wanted(
     model, tok, memory, on_stage
 ):

@@ -140,7 +140,7 @@ def test_a_trial_that_is_short_stands_still_for_the_rest(self_, start, dreams):
     lesson = trials.lessons(dreams[:2], ROW, [How(share=1 / 3), How()])
     short, nll_IS = trials.train(model, constant, params, memory, start, lesson)
     one = dataclasses.replace(constant, steps=1)
-    wanted = trials.train(model, one, params, memory, start, trials.lessons(dreams[:1], ROW))[0]
+    wanted = trials.train(model, one, params, memory, start, trials.lessons(dreams[:2], ROW))[0]
     for name, x in wanted.items():
         np.testing.assert_allclose(short[name][0], x[0], rtol=1e-4, atol=1e-6, err_msg=name)
     assert nll_IS[0, 1] == nll_IS[0, 2] != nll_IS[0, 0] and len(set(nll_IS[1].tolist())) == 3

@@ -1,0 +1,39 @@
+"""A downloaded storyteller learns of new characters, five nights, and goes on telling stories.
+
+The model is Karpathy's stories260K (llama2.c: 260 thousand parameters, 512 words, trained on TinyStories), as
+its files are: `{data_dir}/stories260K`. At birth it learns of 24 characters in our form of questions and
+answers, beside stories of its own; then eight new ones a day are told of, and asked for in beginnings of
+stories that stand nowhere in training. What that costs it as a storyteller is the loss on other stories that
+the untouched model tells ("general text").
+
+Claim: none yet, see Number.
+Cost: see Number.
+Command: python -m launch.main --config=configs/stories.py --workdir=runs/stories
+Choosing settings: --config.stream.probes=valid, never the test split.
+Number: none yet.
+"""
+
+from configs import base
+
+
+def get_config():
+    c = base.get_config()
+    c.method = "sleep,sequential"
+    c.data_dir = "../shared/data"
+    c.model.checkpoint = "../shared/data/stories260K/stories260K.bin"
+    c.stream.source, c.stream.days = "stories", 5
+    c.model.max_len, c.row_length, c.memory.periods = 256, 192, (576,)
+    c.model.unroll = 5
+    c.birth.epochs = 0
+    c.anchor.text, c.anchor.tokens = "self", 8192
+    c.memory.slots, c.memory.rank = 7, 128
+    c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (3e-3,), 0.02, 6
+    c.eval_batch = c.sleep.recall.batch_size = 128
+    c.sleep.skill_share, c.sleep.recall.max_new = 0.3, 190
+    c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
+    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every = 400, 8, 80
+    c.sleep.optim.lr = 7e-3
+    c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
+    c.sleep.seed.prompt_weight = 0.5
+    c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
+    return c
