@@ -145,8 +145,8 @@ class Trial:
     difference: float
     error: float
     reward: int | None
-    struck: int = 0
     reason: str = ""
+    struck: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ SUMMARY = metrics.Summary(
     forward_transfer=0.01, forgetting_from_first=0.02,
     forgetting_from_peak=0.031, wall_s={"wake": 30.0, "seed": 150.0},
     tokens={"source": 10, "dreamt": 20, "gradient": 1_234_567}, flops=math.inf, peak_rss_bytes=7,
-    nights=[metrics.Night(1, "travel", "committed")],
+    nights=[metrics.Night(1, "travel", "committed")], anchor=[1.5, 1.25], anchor_untouched=1.5,
 )  # fmt: skip
 
 

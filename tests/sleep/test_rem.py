@@ -110,7 +110,7 @@ def remembered(tiny, grown, monkeypatch):
     model = tiny(vocab_size=tok.vocab_size, max_len=64)
     params, memory = grown(model)
     start = lora.init(model.config, CONFIG.trials.rank, KEY)
-    config = types.SimpleNamespace(row_length=24, answer_tokens=8)
+    config = types.SimpleNamespace(row_length=24, answer_tokens=8, rem=CONFIG)
     world = types.SimpleNamespace(model=model, tok=tok, config=config)
 
     def run(learnt, config=CONFIG, more=(), broken=""):
