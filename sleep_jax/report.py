@@ -129,9 +129,10 @@ def _nights(runs: Sequence[Run], labels: Labels) -> Html:
         return el("p", "No retention.csv yet.", class_="note")
     length = max(len(run.rows) for run in lived)
 
-    def lines(part: slice) -> Iterator[Line]:
-        for method, group in by_method(lived).items():
-            values = np.array([run.accuracy(part) + [math.nan] * (length - len(run.rows)) for run in group])
+    def lines(mornings: Callable[[Run], list[float]], some_runs: Sequence[Run] = lived) -> Iterator[Line]:
+        for method, group in by_method(some_runs).items():
+            known = [mornings(run)[:length] for run in group]
+            values = np.array([told + [math.nan] * (length - len(told)) for told in known])
             some = np.isfinite(values).any(axis=0)
             stats = [np.full(length, math.nan) for _ in range(3)]
             for out, f in zip(stats, (np.nanmean, np.nanmin, np.nanmax), strict=True):
@@ -146,14 +147,25 @@ def _nights(runs: Sequence[Run], labels: Labels) -> Html:
         "Known from birth": slice(1),
         "Learnt since birth": slice(1, None),
     }
-    charts = [line_chart(title, list(lines(part)), names, share=True) for title, part in parts.items()]
+    charts = [
+        line_chart(title, list(lines(lambda run, part=part: run.accuracy(part))), names, share=True)
+        for title, part in parts.items()
+    ]
+    if general := [run for run in lived if _general(run)]:
+        charts.append(line_chart("General text, nats a token", list(lines(_general, general)), names))
     used = by_method(lived)
     keys = [(m, c, "dashed" if d else "") for m, (c, d) in _colours(runs).items() if m in used]
     return join([
-        el("p", "Accuracy on all questions so far, after birth and after each experience. Bands run from "
-           "the lowest to the highest seed."),
+        el("p", "Accuracy on all questions so far, after birth and after each experience, and what that cost "
+           "in general text where it was measured. Bands run from the lowest to the highest seed."),
         legend(keys), el("div", *charts, class_="grid"),
     ])  # fmt: skip
+
+
+def _general(run: Run) -> list[float]:
+    """The loss on general text, morning by morning; empty where none was measured."""
+    told = run.summary.get("anchor")
+    return [number(v) or math.nan for v in told] if isinstance(told, list) else []
 
 
 def _heat(runs: Sequence[Run], labels: Labels) -> Html:

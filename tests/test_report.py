@@ -40,6 +40,7 @@ def make_run(path, method, seed, fall, rng, slept=True):
             wall_s={"birth": 512.2, "wake": 38.5, "dream": 220.0 * slept, "seed": 610.0 * slept},
             tokens={"source": 151_000, "dreamt": 812_345 * slept, "gradient": 3_456_789}, flops=4.2e13,
             peak_rss_bytes=1_450_000_000, nights=nights,
+            anchor=[2.5 + fall * i for i in range(n)] if slept else (),
         ),
     )  # fmt: skip
     metrics.write_retention(path, NAMES, accuracy)
@@ -244,6 +245,22 @@ def test_accuracy_over_nights_ends_where_the_summary_does(tmp_path):
     (run,) = runs.find_runs(tmp_path)
     assert run.accuracy(slice(None)) == pytest.approx([0.8, summary["final_accuracy"]])
     assert run.accuracy(slice(1, None)) == pytest.approx([math.nan, 0.3], nan_ok=True)
+
+
+def test_the_loss_on_general_text_is_drawn_where_it_was_measured(tmp_path):
+    (tmp_path / "retention.csv").write_text("after,birth,travel\nbirth,0.8,0.1\ntravel,0.6,0.3\n")
+
+    def drawn(summary):
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        text = report.write(tmp_path).read_text()
+        if "General text" not in text:
+            return None
+        chart = text[text.index("General text") :]
+        chart = chart[: chart.index("</svg>")].replace(tmp_path.name, "it")
+        return re.findall(r"<title>it, (\S+): (\S+)</title>", chart)
+
+    assert drawn({"anchor": [1.25, 1.5]}) == [("birth", "1.25"), ("1", "1.5")]
+    assert drawn({"anchor": []}) is drawn({}) is drawn({"anchor": "?"}) is None
 
 
 def test_curves_are_thinned_to_means_and_keep_gaps():
