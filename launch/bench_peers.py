@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import metrics, optim, partition, pretrained, rng, rollout, steps, tensorfile, terminal, trees
@@ -157,7 +158,7 @@ class _Ours:
         memory = memory_lib.only_slots(memory, np.arange(1))  # that which is seeded, as in a night
         objective = consolidate.objective(self.model, self.seed, consolidate.into_slot(0, 0))
         step = jax.jit(steps.make(objective, self.optimizer), donate_argnums=0)
-        state = [steps.init(self.optimizer, self.slot)]
+        state = [steps.init(self.optimizer, jax.tree.map(jnp.copy, self.slot))]  # a step takes its memory
         score = consolidate.scorer(self.model)
         read = self.params, None, None, batch.tokens_BT, batch.segments_BT, batch.positions_BT
         own, at_hand = np.ones(len(rows), np.float32), score(*read)

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from launch import bench_dream
+from launch import bench_dream, bench_peers
 from sleep_jax import settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -142,3 +143,29 @@ def test_trials_at_once_have_one_backbone_between_them(monkeypatch):
     assert (total[4] - total[1]) / 3 < found["backbone_bytes"]
     assert set(found["seconds_per_trial"]) == {*(f"{n} at once" for n in (1, 4)), "one after the other"}
     assert found["times_peft"] is None and found["times_loop"] > 0
+
+
+SMALL = {"vocab_size": 320, "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_size": 8, "ff": 24,
+         "max_len": 32, "tie_embeddings": True}  # fmt: skip
+
+
+def test_peers_decode_the_same_text_of_the_same_checkpoint(monkeypatch, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setattr(bench_peers, "SIZE", SMALL)
+    monkeypatch.setattr(bench_peers, "DECODED", {"rows": 2, "prompt": 4, "new": 8})
+    config = settings.Config()
+    bench_peers._checkpoint(config, tmp_path)
+    prompts = np.random.default_rng(0).integers(8, 300, (2, 4)).astype(np.int32)
+    ours = bench_peers._Ours(config, tmp_path)
+    here, there = (side.decoder(prompts)() for side in (ours, bench_peers._Theirs(config, tmp_path)))
+    assert here.shape == (2, 12) and (here == there).all()
+    rows = np.random.default_rng(1).integers(8, 300, (2, 16)).astype(np.int32)
+    for reading in (True, False):
+        assert len(ours.distiller(rows, reading)()) == bench_peers.STEPS
+    assert ours.trained == 2 * (2 * 16 * 128 + 16 + 16 + 1), "A, B, two router columns and a bias a layer"
+
+
+def test_peers_that_are_not_there_are_named(monkeypatch):
+    monkeypatch.setattr(bench_peers.importlib.util, "find_spec", lambda name: None if name == "trl" else 1)
+    with pytest.raises(ValueError, match="trl not installed: pip install"):
+        bench_peers.measure(settings.Config(), seconds=0)
