@@ -119,6 +119,30 @@ def test_a_night_without_dreams_of_the_day_is_rolled_back(born, begun, tmp_path,
     assert outcome.memory is state.memory and len(outcome.new_dreams) == 1
 
 
+@pytest.mark.parametrize("epochs, share, long", [(60, 1.0, False), (0, 0.0, True)])
+def test_a_checkpoint_that_read_nothing_at_birth_dreams_free_text(monkeypatch, epochs, share, long):
+    """The selves behind it have read pairs; what it says may be longer than a dream."""
+    asked = []
+
+    def recall(*args, long, **_):
+        asked.append((args[4].name, args[7], long))
+        return []
+
+    monkeypatch.setattr(night, "recall", recall)
+    pair = Example("where?", "Bath")
+    config = lives.config(model={"checkpoint": "here"}, birth={"epochs": epochs})
+    day = stream.Experience("day 1", (pair,), (), ())
+    world = types.SimpleNamespace(
+        seed=0, config=config, model=types.SimpleNamespace(config=config.model), tok=None,
+        stream=stream.Stream(stream.Experience("birth", (pair,), (), ()), (day,)),
+        account=types.SimpleNamespace(dreamt=0),
+    )  # fmt: skip
+    past = selves.earlier([Slot(0, 0, (1,), ("day 1",), 1, 0)], (1, 3), "birth", 1, 1.0)
+    awake = selves.awake(past, "day 2", 1)
+    night.dream(world, None, None, past, awake, day, 2, config.sleep.without_the_day())
+    assert asked == [("birth", share, long), (past[1].name, 1.0, long), ("awake", 1.0, long)]
+
+
 @pytest.mark.parametrize("expand", [True, False])
 def test_the_router_is_told_whose_rows_are_its_own(born, begun, tmp_path, monkeypatch, quickly, expand):
     begun(tmp_path, "000-birth", "001-wake")
