@@ -200,9 +200,10 @@ def _set_anchor(world: World, params: Tree, key: Array, untouched: bool) -> None
     c = world.config
     if not c.anchor.text:
         return
-    texts = anchor.read(c.anchor.text) if c.anchor.text != anchor.OWN else []
-    if not texts:
+    if c.anchor.text == anchor.OWN:
         texts = _own_texts(world, params, -(-c.anchor.tokens // c.row_length), key)
+    else:
+        texts = anchor.read(c.anchor.text)
     rows = anchor.rows(world.tok, texts, c.row_length, c.anchor.tokens)
     found = anchor.loss(world.model, params, None, rows, c.eval_batch // 4) if untouched else None
     anchor.save(world.workdir, texts, found)

@@ -48,7 +48,7 @@ def dream(
     beside = max(world.config.answer_tokens, config.recall.answer_max_new)
     longest = min(world.config.row_length, world.model.config.max_len - beside)
     sleeper = world.model, world.tok, params, memory
-    ask = lambda who, before, quota, n, share=share, beside=(): recall(  # noqa: E731
+    ask = lambda who, before, quota, n, share, beside=(): recall(  # noqa: E731
         *sleeper, who, before, quota, share, rng.fold(key, n), config.recall,
         longest=longest, beside=beside, long=config.skill_share > 0 or not world.config.birth.epochs,
     )  # fmt: skip
@@ -56,13 +56,13 @@ def dream(
     with terminal.progress(len(past) + 1, f"day {cycle} · dream") as bar:
         for i, self_ in enumerate(past):
             quota = max(round(config.old_dreams * self_.weight / weights), 1)
-            dreams = ask(self_, past[i - 1], quota, i) if i else ask(self_, None, quota, i, born)
-            old.append((self_, dreams))
+            before, pairs = (past[i - 1], share) if i else (None, born)
+            old.append((self_, ask(self_, before, quota, i, pairs)))
             bar.advance()
         new = []
         if config.day_at_hand:
             new = day_at_hand(*sleeper, awake, experience.train, config.recall, longest=longest)
-        new += ask(awake, past[-1], config.new_dreams, len(past), beside=new)
+        new += ask(awake, past[-1], config.new_dreams, len(past), share, new)
         bar.advance()
     world.account.dreamt += sum(
         len(world.tok.encode(d.text)) for _, ds in [*old, (awake, new)] for d in ds if d.source == "dreamt"

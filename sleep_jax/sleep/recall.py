@@ -171,8 +171,8 @@ def _parse(tok: Tokenizer, ids: list[int], long: bool) -> Example | None:
     if ids[0] == tok.recall:
         return encoding.parse_recalling(tok, ids)
     text = encoding.parse_answering(tok, ids)
-    ended = len(ids) > 1 and ids[-1] == tok.eos
-    if text is None and (ended or long) and not {tok.ans, tok.say, tok.recall, tok.pad} & set(ids):
+    whole = long or ids[-1] == tok.eos
+    if text is None and whole and not {tok.ans, tok.say, tok.recall, tok.pad} & set(ids):
         body = tok.decode(ids).strip()
         text = Example("", body) if _readable(body) else None
     return text
