@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
 
     c.stream = s = ConfigDict()
     s.source = "biographies"  # biographies, stories, puzzles, clinc150, documents or tfds
-    s.path = ""  # documents: folder of .txt and .md files
+    s.path = ""  # documents: folder of .txt and .md files, and of questions.jsonl
+    s.birth = ""  # documents: source whose birth is this life's, all documents being days; "" is none
     s.seed = 0  # biographies, stories: who lives where; puzzles: which
     s.birth_fraction = 0.5  # share of domains, folders or classes that is known at birth
     s.days = 0  # days lived; 0 is all that there are (biographies: 3, stories: 5)
@@ -99,7 +100,8 @@ def get_config() -> ConfigDict:
     b.optim = _optim(lr=2e-3, weight_decay=0.1)
 
     c.anchor = h = ConfigDict()  # general text, whose loss every morning tells what a life costs elsewhere
-    h.text = ""  # a file of text, "self" for what the untouched model says, or '' for none
+    h.text = ""  # a file of text, "python" for Python's own manual of its language, "self" for what the
+    # untouched model says, or '' for none
     h.tokens = 8192  # of it, at most
     h.rehearsed = 0  # other texts that the untouched model.checkpoint says, read at birth beside documents
 
@@ -109,6 +111,8 @@ def get_config() -> ConfigDict:
     w.lr = (1.0,)  # of each fast level in the morning
     w.final = 1.0  # of these in the evening, as a share
     w.clip = 1.0  # gradient norm per level and write
+    w.notes = 0  # attempts to write down what each free text of a day says, as rem says; such notes are read
+    # beside it, and some are kept back to be asked
 
     c.sleep = n = ConfigDict()
     n.day_at_hand = True  # the day's inputs are prompts until the night commits; False is dreams only

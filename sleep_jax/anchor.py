@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
+from pydoc_data.topics import topics
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.types import Array, Batch, Memory, Model, Sampling, Tree
 
-OWN = "self"
+OWN, PYTHON = "self", "python"
 FILE = "anchor.json"
 
 
@@ -33,7 +34,9 @@ class AnchorConfig:
       ValueError: a value outside its range.
     """
 
-    text: str = ""  # a file of text, "self" for what the untouched model says, or '' for none
+    # a file of text, "python" for the manual of the language that comes with Python, "self" for what the
+    # untouched model says, or '' for none
+    text: str = ""
     tokens: int = 8192  # of it, at most
     rehearsed: int = 0  # other texts that the untouched model.checkpoint says, read at birth beside documents
 
@@ -52,15 +55,17 @@ def said(
 
 
 def read(path: str) -> list[str]:
-    """The text of a file.
+    """The text of a file, or the topics of Python's own manual, which is everywhere.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is blank or not UTF-8.
     """
+    if path == PYTHON:
+        return [text for _, text in sorted(topics.items())]
     file = pathlib.Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"anchor.text={path!r} is neither a file nor 'self'")
+        raise FileNotFoundError(f"anchor.text={path!r} is neither a file nor 'python' nor 'self'")
     try:
         text = file.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -70,22 +75,28 @@ def read(path: str) -> list[str]:
     return [text]
 
 
-def save(folder: pathlib.Path, texts: Sequence[str], untouched: float | None) -> None:
+def save(folder: pathlib.Path, name: str, texts: Sequence[str], untouched: float | None) -> None:
     """Writes <folder>/anchor.json: the texts, and their loss before birth where there was a model."""
-    metrics.write_json(folder, FILE, {"untouched": untouched, "texts": list(texts)})
+    metrics.write_json(folder, FILE, {"name": name, "untouched": untouched, "texts": list(texts)})
 
 
-def load(folder: pathlib.Path) -> tuple[list[str], float | None]:
+def load(folder: pathlib.Path, name: str) -> tuple[list[str], float | None]:
     """What `save` has written.
 
     Raises:
       FileNotFoundError: it has not: that birth was without an anchor.
+      ValueError: it has of another `anchor.text`.
     """
     if not (folder / FILE).exists():
         raise FileNotFoundError(
             f"{folder} has no {FILE}: that birth had no anchor.text; set anchor.text='' here or take another"
         )
     found = json.loads((folder / FILE).read_text())
+    if found["name"] != name:
+        raise ValueError(
+            f"anchor.text={name!r}, but {folder} was born with {found['name']!r}, and losses on the one say "
+            "nothing of the other: set it back or take another birth"
+        )
     return found["texts"], found["untouched"]
 
 

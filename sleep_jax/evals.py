@@ -1,5 +1,6 @@
 """What is asked of a learner: greedy answers to held-out probes, matched after normalisation."""
 
+import dataclasses
 import re
 import string
 from collections import Counter
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sleep_jax.data.stream import Example
+from sleep_jax.data.stream import Example, Experience
 
 Answerer = Callable[[Sequence[Example]], list[str]]
 
@@ -88,11 +89,34 @@ def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float:
     return float(matches(answerer(probes), [p.answer for p in probes]).mean())
 
 
-def accuracies(answerer: Answerer, sets: Sequence[Sequence[Example]]) -> list[float]:
-    """`accuracy` of several sets, asked in one go; raises as it does."""
+def latest(lived: Sequence[Experience], ahead: Sequence[Experience] = ()) -> list[tuple[Example, ...]]:
+    """The probes of each experience, with the answers that hold since the last of them.
+
+    What a later experience tells or asks with another answer than an earlier one is right from then on: the
+    later one wins.
+
+    Args:
+      lived: in their order.
+      ahead: that have not been lived; their answers hold for their own probes alone.
+    """
+    holds: dict[str, str] = {}
+    probes = [x.test for x in ahead]
+    for x in reversed(lived):
+        probes.insert(
+            0, tuple(dataclasses.replace(p, answer=holds.get(normalise(p.prompt), p.answer)) for p in x.test)
+        )
+        for e in (*x.train, *x.test):
+            holds.setdefault(normalise(e.prompt), e.answer)
+    return probes
+
+
+def answers(answerer: Answerer, sets: Sequence[Sequence[Example]]) -> list[list[str]]:
+    """What is answered to several sets of probes, asked in one go.
+
+    Raises:
+      ValueError: a set is empty.
+    """
     if not all(sets):
         raise ValueError("accuracy of no probes: the experience has an empty split")
-    probes = [p for probes in sets for p in probes]
-    hits = matches(answerer(probes), [p.answer for p in probes])
-    ends = np.cumsum([len(s) for s in sets])
-    return [float(part.mean()) for part in np.split(hits, ends[:-1])]
+    said = iter(answerer([p for probes in sets for p in probes]))
+    return [[next(said) for _ in probes] for probes in sets]

@@ -15,6 +15,7 @@ from sleep_jax import (
     losses,
     methods,
     metrics,
+    notes,
     optim,
     phases,
     pretrained,
@@ -65,9 +66,10 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     for seed in range(config.seed, config.seed + config.seeds):
         base = root / f"seed{seed}" if config.seeds > 1 else root
         newborn = birth(config, seed, base / "birth", material)
+        noted = with_notes(config, seed, base / "notes", material, newborn)
         for name, method in chosen.items():
             workdir = base / name if len(chosen) > 1 or config.seeds > 1 else base
-            summaries.append(live(config, seed, workdir, material, newborn, name, method)[0])
+            summaries.append(live(config, seed, workdir, noted, newborn, name, method)[0])
             if slept := metrics.read_jsonl(workdir / "links.jsonl")[0]:
                 nights[f"{name} · seed {seed}"] = slept
             report.write(root)
@@ -81,6 +83,18 @@ def sized(config: Config) -> Config:
     if not config.model.checkpoint:
         return config
     return dataclasses.replace(config, model=pretrained.shape(config.model))
+
+
+def with_notes(
+    config: Config, seed: int, folder: pathlib.Path, material: stream.Stream, newborn: "Newborn"
+) -> stream.Stream:
+    """The stream with the notes that the newborn takes of its days, see `notes`; raises as it does."""
+    model = build(config.model_of(newborn.tok.vocab_size), config.memory, eos=newborn.tok.eos)
+    who = notes.reader(model, newborn.tok, newborn.params, material.skills, config)
+    material, said = notes.taken(who, folder, material, config, seed)
+    for line in said:
+        print(line, flush=True)
+    return material
 
 
 @dataclasses.dataclass
@@ -206,14 +220,14 @@ def _set_anchor(world: World, params: Tree, key: Array, untouched: bool) -> None
         texts = anchor.read(c.anchor.text)
     rows = anchor.rows(world.tok, texts, c.row_length, c.anchor.tokens)
     found = anchor.loss(world.model, params, None, rows, c.eval_batch // 4) if untouched else None
-    anchor.save(world.workdir, texts, found)
+    anchor.save(world.workdir, c.anchor.text, texts, found)
 
 
 def _born(world: World, params: Tree) -> Newborn:
     c = world.config
     if not c.anchor.text:
         return Newborn(world.tok, params)
-    texts, untouched = anchor.load(world.workdir)
+    texts, untouched = anchor.load(world.workdir, c.anchor.text)
     rows = anchor.rows(world.tok, texts, c.row_length, c.anchor.tokens)
     return Newborn(world.tok, params, rows, untouched)
 
@@ -281,7 +295,17 @@ def live(
         answerer = method.answerer(world, state, lived[1:])
         # The next experience is asked too, before it is lived: forward transfer needs R[i, i + 1].
         ahead = material.days[len(lived) - 1 : len(lived)]
-        found = evals.accuracies(answerer, [e.test for e in (*lived, *ahead)])
+        probes = evals.latest(lived, ahead)
+        said = evals.answers(answerer, probes)
+        told, found = [], []
+        for experience, asked, answers in zip((*lived, *ahead), probes, said, strict=True):
+            right = evals.matches(answers, [p.answer for p in asked])
+            found.append(float(right.mean()))
+            told += [
+                metrics.Answer(experience.name, p.prompt, p.answer, answer, bool(r))
+                for p, answer, r in zip(asked, answers, right, strict=True)
+            ]
+        metrics.write_answers(workdir, len(lived) - 1, told)
         return found + [None] * (len(material.days) + 1 - len(found))
 
     def phase_name(cycle: int, i: int) -> str:

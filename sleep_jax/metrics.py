@@ -125,6 +125,17 @@ class Dream:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was answered in a morning to a probe of an experience, and what was expected."""
+
+    experience: str
+    question: str
+    expected: str
+    answer: str
+    right: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Trial:
     """A dream of stage 2 and what came of trying it; `reason` says why it was not tried.
 
@@ -216,6 +227,11 @@ def write_dreams(run: str | os.PathLike, name: str, dreams: Iterable[Any]) -> st
     path = f"dreams/{name}.jsonl"
     _replace(pathlib.Path(run, path), "".join(map(_json, dreams)))
     return path
+
+
+def write_answers(run: str | os.PathLike, cycle: int, answers: Iterable[Answer]) -> None:
+    """Writes <run>/answers/<cycle>.jsonl anew: what was answered after so many days."""
+    _replace(pathlib.Path(run, f"answers/{cycle:03d}.jsonl"), "".join(map(_json, answers)))
 
 
 def write_links(run: str | os.PathLike, links: Links) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sleep_jax import report_dreams
+from sleep_jax import report_answers, report_dreams
 from sleep_jax.charts import (
     Html,
     Line,
@@ -343,6 +343,7 @@ SECTIONS = (
     ("nights", "Accuracy over nights", _nights),
     ("retention", "What is retained", _heat),
     ("lost", "Where it is lost", _lost),
+    ("answers", "Answers that changed", report_answers.changed),
     ("dreams", "What was dreamt", report_dreams.dreamt),
     ("tried", "What was tried", report_dreams.tried),
     ("curves", "Learning curves", _curves),

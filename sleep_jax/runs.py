@@ -66,6 +66,9 @@ class Run:
         self.links, self.timings = self._lines("links.jsonl"), self._lines("timings.jsonl")
         self.metrics = self._lines("metrics.jsonl")
         dreams = {p.stem: self._lines(f"dreams/{p.name}") for p in sorted(self.path.glob("dreams/*.jsonl"))}
+        self.answers = [
+            self._lines(f"answers/{p.name}") for p in sorted(self.path.glob("answers/[0-9]*.jsonl"))
+        ]
         self.trials = {name: lines for name, lines in dreams.items() if lines and "role" in lines[0]}
         self.dreams = {name: lines for name, lines in dreams.items() if name not in self.trials}
         folders = [part for part in pathlib.Path(self.name).parts if not re.fullmatch(r"seed\d+|\.", part)]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sleep_jax import losses
+from sleep_jax.bounds import at_least
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.types import Array, Batch, Mean, Model, Tree
 
@@ -26,10 +27,12 @@ class WakeConfig:
     lr: tuple[float, ...] = (1.0,)  # per fast level, fastest first, in the morning
     final: float = 1.0  # of these in the evening, as a share; they fall linearly over the day
     clip: float = 1.0  # largest gradient norm of a level at a write
+    notes: int = 0  # attempts to write down what each free text of a day says (`notes`); 0 takes none
 
     def __post_init__(self):
         if self.rule not in ("sgd", "adam"):
             raise ValueError(f"wake.rule={self.rule!r} is neither 'sgd' nor 'adam'")
+        at_least(self, "wake.", notes=0)
         if self.passes < 1 or self.clip <= 0 or min(self.lr, default=-1) < 0:
             raise ValueError(
                 f"wake.passes={self.passes} and wake.clip={self.clip} must be positive, "

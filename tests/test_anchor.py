@@ -58,7 +58,7 @@ def test_what_a_model_says_is_text_that_fits_whatever_the_batch(tok, learner):
 
 
 def test_what_is_no_text_is_refused_with_its_key(tmp_path):
-    with pytest.raises(FileNotFoundError, match="anchor.text='x' is neither a file nor 'self'"):
+    with pytest.raises(FileNotFoundError, match="anchor.text='x' is neither a file nor 'python'"):
         anchor.read("x")
     (tmp_path / "blank").write_text(" \n")
     with pytest.raises(ValueError, match="is blank"):
@@ -67,9 +67,19 @@ def test_what_is_no_text_is_refused_with_its_key(tmp_path):
     with pytest.raises(ValueError, match="not UTF-8 at byte offset 3"):
         anchor.read(str(tmp_path / "bytes"))
     with pytest.raises(FileNotFoundError, match="had no anchor.text"):
-        anchor.load(tmp_path)
+        anchor.load(tmp_path, "self")
+    anchor.save(tmp_path, "a.txt", ["a cat"], None)
+    with pytest.raises(ValueError, match="anchor.text='self', but .* was born with 'a.txt'"):
+        anchor.load(tmp_path, "self")
+    assert anchor.load(tmp_path, "a.txt") == (["a cat"], None)
     with pytest.raises(ValueError, match="anchor.rehearsed=3 texts of the untouched model.checkpoint"):
         lives.config(anchor={"rehearsed": 3})
+
+
+def test_pythons_own_manual_is_text_that_is_everywhere(tok):
+    texts = anchor.read("python")
+    assert sum(map(len, texts)) > 100_000 and any("del_stmt" in text for text in texts)
+    assert anchor.rows(tok, texts, 12, 500).weights_BT.sum() == 500
 
 
 def test_a_life_measures_it_every_morning(compiled, tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sleep_jax import evals
-from sleep_jax.data.stream import Example
+from sleep_jax.data.stream import Example, Experience
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def probes(*answers):
     return [Example(f"question {a}", a) for a in answers]
 
 
-def test_accuracies_are_of_each_set_with_all_asked_at_once():
+def test_answers_are_of_each_set_with_all_asked_at_once():
     asked = []
 
     def answerer(examples):
@@ -87,14 +87,32 @@ def test_accuracies_are_of_each_set_with_all_asked_at_once():
         return [e.prompt.removeprefix("question ").replace("wrong", "right") for e in examples]
 
     sets = [probes("one", "wrong 1"), probes("two"), probes("wrong 2", "wrong 3", "three", "four")]
-    assert evals.accuracies(answerer, sets) == [0.5, 1.0, 0.5]
+    said = evals.answers(answerer, sets)
+    assert said == [["one", "right 1"], ["two"], ["right 2", "right 3", "three", "four"]]
     assert asked == [[p for s in sets for p in s]]
     assert [evals.accuracy(answerer, s) for s in sets] == [0.5, 1.0, 0.5]
     assert type(evals.accuracy(answerer, sets[0])) is float
+
+
+def test_what_a_later_experience_says_otherwise_is_right_from_then_on():
+    def day(name, train, test):
+        return Experience(name, *(tuple(Example(*pair) for pair in pairs) for pairs in (train, (), test)))
+
+    first = day("first", [], [("Where is Ada?", "Oslo"), ("Who is Ada?", "a cook")])
+    told = day("told", [("where is ADA", "Bath"), ("", "Where is Ada?")], [("Who is Bo?", "a judge")])
+    asked = day("asked", [], [("Where is Ada?", "Riga"), ("Who is Bo?", "a cook")])
+
+    def answers(*lived, ahead=()):
+        return [[p.answer for p in probes] for probes in evals.latest(lived, ahead)]
+
+    assert answers(first, ahead=[told]) == [["Oslo", "a cook"], ["a judge"]], "what is ahead is not so yet"
+    assert answers(first, told) == [["Bath", "a cook"], ["a judge"]]
+    assert answers(first, told, asked) == [["Riga", "a cook"], ["a cook"], ["Riga", "a cook"]]
+    assert answers(asked, first) == [["Oslo", "a cook"], ["Oslo", "a cook"]], "later is what comes later"
 
 
 def test_nothing_to_ask_is_an_error():
     with pytest.raises(ValueError, match="no probes"):
         evals.accuracy(lambda examples: [], [])
     with pytest.raises(ValueError, match="no probes"):
-        evals.accuracies(lambda examples: ["x"] * len(examples), [probes("one"), []])
+        evals.answers(lambda examples: ["x"] * len(examples), [probes("one"), []])

@@ -1,17 +1,27 @@
 """A folder of .txt and .md files as a life of reading.
 
-With sub-folders, each is one experience in the order of their names: the first `birth_fraction` of them are
-birth, each further one a day. Without, the files in the order of their names are split evenly into birth and
-`days` days (days = 0: one file each). What stands beside the sub-folders is not read, and said so.
+With sub-folders, each is one experience in the order of their names (folders that are called by their dates
+are days); without, the files in the order of their names are split evenly into experiences. The first of them
+are birth: `birth_fraction` of the sub-folders, or as many files as a day has. With `stream.birth`, which
+names another source for birth, all of them are days. What stands beside sub-folders is not read, and said so.
 
-A document is cut into paragraphs at blank lines; a paragraph is one free text, cut into chunks by tokens
-only when it is encoded. Probes: of the paragraphs of an experience with at least 8 words, the last tenth (at
-least two) is held out and never read, the even ones for valid, the odd ones for test. A probe's prompt is
-the first half of the paragraph, of it the last 24 words at most, and its answer the next 4 words. That
-measures how well the learner continues what it has not seen of a text whose beginning it has read. [reading:
-the paper has no such task]
+A document is cut into paragraphs at blank lines; a paragraph is one free text, cut into chunks by tokens only
+when it is encoded.
+
+Probes are the lines of files questions.jsonl anywhere in the folder:
+
+    {"question": "Where does Ada live?", "answer": "Oslo", "document": "2026-11-02/ada.md"}
+
+The document, from where the file stands, says of which experience it is asked; it may be left out where all
+that lies beside and below the file is one experience. An experience of which nothing is asked keeps what it
+will be asked back from what is read, unless it is to be asked what the learner makes of it (`notes`, behind
+`stream.birth`): of its paragraphs with at least 8 words the last tenth (at least two) is held out, the even
+ones for valid, the odd ones for test. Such a probe's prompt is the first half of the paragraph, of it the
+last 24 words at most, and its answer the next 4 words. That measures how well the learner continues what it
+has not seen of a text whose beginning it has read. [reading: the paper has no such task]
 """
 
+import json
 import logging
 import pathlib
 import re
@@ -21,6 +31,7 @@ import numpy as np
 from sleep_jax.data.stream import Example, Experience, Stream, StreamConfig, divide, merge
 
 SUFFIXES = (".txt", ".md")
+QUESTIONS = "questions.jsonl"
 HELD_OUT = 0.1  # share of the paragraphs that can be probed
 PROBE_WORDS = 8  # a shorter paragraph (a heading) has no half to continue
 PROMPT_WORDS = 24
@@ -31,15 +42,16 @@ def load(config: StreamConfig) -> Stream:
     """Reads the folder `config.path`.
 
     Args:
-      config: `path`, `days` and, with sub-folders, `birth_fraction` are read.
+      config: `path`, `birth`, `days` and, with sub-folders, `birth_fraction` are read.
 
     Returns:
-      A stream whose training examples are free text and whose probes are continuations.
+      A stream whose training examples are free text. With `birth` its birth is empty, and days of which no
+      file asks have no probes yet.
 
     Raises:
       FileNotFoundError: when `path` is no folder.
-      ValueError: when there is nothing to read, too little for birth and days, or a file is binary or not
-        UTF-8.
+      ValueError: when there is nothing to read, too little for birth and days, a file is binary or not UTF-8,
+        or a line of questions.jsonl is none.
     """
     root = pathlib.Path(config.path)
     if not config.path or not root.is_dir():
@@ -49,54 +61,89 @@ def load(config: StreamConfig) -> Stream:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     folders = [p for p in folders if _files(p, "**/*")]
     beside = _files(root, "*")
-    if folders:
-        if beside:
-            logging.warning("%s: not read, because it stands beside sub-folders: %s", root, _names(beside))
-        experiences = [_experience(p.name, _files(p, "**/*")) for p in folders]
-        return divide(experiences, config.birth_fraction, config.days, f"sub-folders of {root}")
-    if not beside:
+    if not folders and not beside:
         raise ValueError(
             f"stream.path={config.path!r} holds no .txt or .md file, neither itself nor in its sub-folders"
         )
-    days = config.days or len(beside) - 1
-    if days < 1 or days >= len(beside):
-        raise ValueError(
-            f"stream.path={config.path!r} holds {len(beside)} file(s), but birth and stream.days="
-            f"{config.days} need at least {max(days, 1) + 1}: lower stream.days or add files"
-        )
-    groups = [list(group) for group in np.array_split(np.array(beside, object), days + 1)]
-    experiences = [_experience(_names(group), group) for group in groups]
+    _tell_unread(root, beside if folders else [])
+    if folders:
+        groups = [(p.name, _files(p, "**/*")) for p in folders]
+        days = config.days or len(groups)
+    else:
+        born = not config.birth  # of these files
+        days = config.days or len(beside) - born
+        if not 1 <= days <= len(beside) - born:
+            raise ValueError(
+                f"stream.path={config.path!r} holds {len(beside)} file(s), but {'birth and ' * born}"
+                f"stream.days={config.days} need at least {max(days, 1) + born}: lower stream.days or add "
+                "files"
+            )
+        parts = [list(part) for part in np.array_split(np.array(beside, object), days + born)]
+        groups = [(_names(part), part) for part in parts]
+    asked = _questions(root, groups)
+    experiences = [
+        _experience(name, files, asked.get(name, ()), hold_out=not config.birth) for name, files in groups
+    ]
+    if config.birth:
+        if days > len(groups):
+            raise ValueError(f"stream.days={days}, but {root} has {len(groups)} sub-folders: lower it")
+        return Stream(Experience("birth", (), (), ()), tuple(experiences[:days]))
+    if folders:
+        return divide(experiences, config.birth_fraction, config.days, f"sub-folders of {root}")
     return Stream(merge("birth", experiences[:1]), tuple(experiences[1:]))
 
 
 def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    return sorted(
-        p
-        for p in folder.glob(pattern)
-        if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-    )
+    return sorted(p for p in _visible(folder, pattern) if p.suffix.lower() in SUFFIXES)
+
+
+def _visible(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    return [p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith(".")]
+
+
+def _tell_unread(root: pathlib.Path, beside: list[pathlib.Path]) -> None:
+    if beside:
+        logging.warning("%s: not read, because it stands beside sub-folders: %s", root, _names(beside))
+    known = (*SUFFIXES, ".jsonl")
+    if others := sorted(p.name for p in _visible(root, "**/*") if p.suffix.lower() not in known):
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        logging.warning(
+            "%s: not read, because they are neither .txt nor .md: %s%s", root, ", ".join(others[:5]), more
+        )
 
 
 def _names(files: list[pathlib.Path]) -> str:
     return files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
 
 
-def _experience(name: str, files: list[pathlib.Path]) -> Experience:
-    paragraphs = [paragraph for file in files for paragraph in _paragraphs(file)]
-    long = [i for i, paragraph in enumerate(paragraphs) if len(paragraph.split()) >= PROBE_WORDS]
+def _experience(
+    name: str, files: list[pathlib.Path], asked: tuple[Example, ...], hold_out: bool
+) -> Experience:
+    texts: dict[tuple[str, ...], pathlib.Path] = {}
+    for file in files:
+        paragraphs = tuple(_paragraphs(file))
+        if paragraphs and paragraphs in texts:
+            logging.warning("%s: not read again, it is the same text as %s", file, texts[paragraphs])
+        texts.setdefault(paragraphs, file)
+    read = [paragraph for paragraphs in texts for paragraph in paragraphs]
+    if not read:
+        raise ValueError(f"{name} in {files[0].parent}: there is nothing to read: add text or remove it")
+    if asked or not hold_out:
+        return Experience(name, tuple(Example("", p) for p in read), (), asked)
+    long = [i for i, paragraph in enumerate(read) if len(paragraph.split()) >= PROBE_WORDS]
     if len(long) < 3:
         raise ValueError(
             f"{name} in {files[0].parent}: {len(long)} paragraph(s) of at least {PROBE_WORDS} words, "
             "but one to read and two to probe need 3; paragraphs are separated by blank lines. "
-            "Add text or put the files together"
+            f"Add text, put the files together or write a {QUESTIONS}"
         )
     held_out = set(long[-max(2, round(HELD_OUT * len(long))) :])
-    probes = [_probe(paragraphs[i]) for i in sorted(held_out)]
-    read = [Example("", paragraph) for i, paragraph in enumerate(paragraphs) if i not in held_out]
-    return Experience(name, tuple(read), tuple(probes[0::2]), tuple(probes[1::2]))
+    probes = [_probe(read[i]) for i in sorted(held_out)]
+    kept = tuple(Example("", paragraph) for i, paragraph in enumerate(read) if i not in held_out)
+    return Experience(name, kept, tuple(probes[0::2]), tuple(probes[1::2]))
 
 
-def _paragraphs(file: pathlib.Path) -> list[str]:
+def _text(file: pathlib.Path) -> str:
     raw = file.read_bytes()
     if b"\0" in raw:
         raise ValueError(
@@ -110,11 +157,52 @@ def _paragraphs(file: pathlib.Path) -> list[str]:
             f"{file}: not UTF-8 at byte offset {error.start} (byte 0x{raw[error.start]:02x}): "
             "convert or remove the file"
         ) from error
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    paragraphs = [p.strip() for p in re.split(r"\n[ \t]*\n", text) if p.strip()]
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _paragraphs(file: pathlib.Path) -> list[str]:
+    paragraphs = [p.strip() for p in re.split(r"\n[ \t]*\n", _text(file)) if p.strip()]
     if not paragraphs:
         logging.warning("%s: skipped, because it is empty", file)
     return paragraphs
+
+
+def _questions(
+    root: pathlib.Path, groups: list[tuple[str, list[pathlib.Path]]]
+) -> dict[str, tuple[Example, ...]]:
+    """What the files questions.jsonl ask, by experience."""
+    of = {file: name for name, files in groups for file in files}
+    asked: dict[str, tuple[Example, ...]] = {}
+    for source in sorted(root.rglob(QUESTIONS)):
+        below = sorted({name for file, name in of.items() if file.is_relative_to(source.parent)})
+        for number, line in enumerate(_text(source).split("\n"), 1):
+            if not line.strip():
+                continue
+            place = f"{source}, line {number}"
+            question, document = _question(line, place)
+            if document and source.parent / document not in of:
+                raise ValueError(f"{place}: document {document!r} is none that is read, seen from there")
+            if not document and len(below) != 1:
+                raise ValueError(
+                    f"{place} names no document, and beside and below it are {len(below)} experiences "
+                    f'({", ".join(below[:3])}): add "document", a path from there'
+                )
+            name = of[source.parent / document] if document else below[0]
+            asked[name] = (*asked.get(name, ()), question)
+    return asked
+
+
+def _question(line: str, place: str) -> tuple[Example, str]:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: malformed JSON: {error}") from error
+    match entry:
+        case {"question": str(question), "answer": str(answer)} if question.strip() and answer.strip():
+            document = entry.get("document", "")
+            if isinstance(document, str):
+                return Example(question.strip(), answer.strip()), document
+    raise ValueError(f'{place} must hold a "question" and an "answer", not blank; found {line.strip():.80}')
 
 
 def _probe(paragraph: str) -> Example:

@@ -24,12 +24,16 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
-    """What one day brings (`train`) and the probes of it (`valid` for decisions, `test` for reports)."""
+    """What one day brings (`train`) and the probes of it (`valid` for decisions, `test` for reports).
+
+    `barred` are prompts that no dream may have, because the learner made these probes itself (`notes`).
+    """
 
     name: str
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
     test: tuple[Example, ...]
+    barred: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,9 @@ class StreamConfig:
     source: str = "biographies"  # biographies, stories, puzzles, clinc150, documents or tfds
     data_dir: str = ""  # folder of data sets; clinc150 reads {data_dir}/clinc150/, tfds its prepared data
     path: str = ""  # documents: the folder of .txt and .md files
+    birth: str = (
+        ""  # documents: source whose birth is this life's, so that all documents are days; '' is none
+    )
     seed: int = 0  # biographies, stories: who lives where; puzzles: which; other sources are as their files
     birth_fraction: float = 0.5  # share of domains, folders or classes known at birth (invented: unused)
     days: int = 0  # number of days; 0 = all that there are (biographies have no end: 3, stories: 5)
@@ -118,6 +125,15 @@ def load(config: StreamConfig) -> Stream:
             f"there are {', '.join(sources)}"
         )
     stream = sources[config.source](config)
+    if config.birth:
+        others = [name for name in sources if name != "documents"]
+        if config.source != "documents" or config.birth not in others:
+            raise ValueError(
+                f"stream.birth={config.birth!r} with stream.source={config.source!r}: only documents take "
+                f"another source's birth, which can be {', '.join(others)}; set it to '' otherwise"
+            )
+        born = sources[config.birth](dataclasses.replace(config, source=config.birth, days=1))
+        stream = dataclasses.replace(stream, birth=born.birth, skills=born.skills)
     if config.probes == "test":
         return stream
     birth, *days = (dataclasses.replace(e, test=e.valid) for e in (stream.birth, *stream.days))
@@ -128,11 +144,16 @@ def told(stream: Stream) -> list[str]:
     """Name, size and a digest of each experience, skills with birth's: another text in it gives another."""
 
     def told_of(experience: Experience, skills: tuple[Example, ...] = ()) -> str:
-        words = dataclasses.astuple(experience), [dataclasses.astuple(e) for e in skills]
-        digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
-        return f"{experience.name} of {len(experience.train)} ({digest})"
+        # Without what is barred, which follows from the probes.
+        words = dataclasses.astuple(experience)[:4], [dataclasses.astuple(e) for e in skills]
+        return f"{experience.name} of {len(experience.train)} ({digest(words)})"
 
     return [told_of(stream.birth, stream.skills), *map(told_of, stream.days)]
+
+
+def digest(value: object) -> str:
+    """Twelve hex digits that tell one JSON value from another."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

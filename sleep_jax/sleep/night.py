@@ -15,7 +15,7 @@ from sleep_jax.model import memory as memory_lib
 from sleep_jax.settings import SleepConfig
 from sleep_jax.sleep import imitate, selves
 from sleep_jax.sleep.consolidate import token_accuracy
-from sleep_jax.sleep.recall import Dream, day_at_hand, recall
+from sleep_jax.sleep.recall import Dream, contradicted, day_at_hand, recall, without
 from sleep_jax.sleep.seeding import Taught, Variant, seed, semantic_reward
 from sleep_jax.sleep.selves import Self, Slot
 from sleep_jax.types import Memory, Tree
@@ -64,6 +64,9 @@ def dream(
             new = day_at_hand(*sleeper, awake, experience.train, config.recall, longest=longest)
         new += ask(awake, past[-1], config.new_dreams, len(past), share, new)
         bar.advance()
+    barred = {prompt for day in world.stream.days for prompt in day.barred}
+    new = without(new, barred)
+    old = [(self_, contradicted(without(ds, barred), new)) for self_, ds in old]
     world.account.dreamt += sum(
         len(world.tok.encode(d.text)) for _, ds in [*old, (awake, new)] for d in ds if d.source == "dreamt"
     )

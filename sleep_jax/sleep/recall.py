@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -264,3 +264,31 @@ def day_at_hand(
         reason = "" if _readable(example.answer) and _fits(tok, example, longest) else "malformed"
         dreams.append(Dream(example, awake.name, awake.knows[-1], "day", reason))
     return dreams + [Dream(e, awake.name, awake.knows[-1], "day", "") for e in documents if not e.prompt]
+
+
+def contradicted(dreams: Sequence[Dream], new: Sequence[Dream]) -> list[Dream]:
+    """Dreams of the past, those set aside whose prompt the day's kept dreams answer otherwise: *superseded*.
+
+    The later one wins: a night that taught both would teach its slot to open on the one and stay closed on
+    the other, of the same prompt.
+    """
+    today = {evals.normalise(d.example.prompt): evals.normalise(d.example.answer) for d in new if d.kept}
+
+    def stale(e: Example) -> bool:
+        return bool(e.prompt) and evals.normalise(e.answer) != today.get(
+            evals.normalise(e.prompt), evals.normalise(e.answer)
+        )
+
+    return [_set_aside(d, "superseded") if d.kept and stale(d.example) else d for d in dreams]
+
+
+def without(dreams: Sequence[Dream], barred: Container[str]) -> list[Dream]:
+    """Dreams, those set aside that ask what the learner keeps back to be asked: *held back*."""
+    return [
+        _set_aside(d, "held back") if d.kept and evals.normalise(d.example.prompt) in barred else d
+        for d in dreams
+    ]
+
+
+def _set_aside(dream: Dream, reason: str) -> Dream:
+    return dataclasses.replace(dream, reason=reason)

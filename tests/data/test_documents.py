@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
+from sleep_jax import evals
 from sleep_jax.data import stream
-from sleep_jax.data.stream import StreamConfig
+from sleep_jax.data.stream import Example, StreamConfig
 
 
 def paragraph(i, words=12):
@@ -117,3 +120,79 @@ def test_no_folder_and_nothing_in_it(tmp_path):
     for path in (str(tmp_path / "nowhere"), ""):
         with pytest.raises(FileNotFoundError, match="stream.path=.* set it to a folder"):
             load(path)
+
+
+def ask(path, *lines):
+    path.write_text("\n".join(json.dumps(line) if isinstance(line, dict) else line for line in lines))
+
+
+def test_questions_are_asked_of_the_experience_of_their_document_and_nothing_is_held_out(tmp_path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / name / "deep" / "one.md", 5)
+    ask(tmp_path / "b" / "questions.jsonl", {"question": " What? ", "answer": "w0"})
+    ask(
+        tmp_path / "questions.jsonl",
+        {"question": "Who?", "answer": "w1", "document": "c/deep/one.md"},
+        "",
+        {"question": "Which?", "answer": "w2", "document": "b/deep/one.md"},
+    )
+    s = load(tmp_path, birth_fraction=0.3)
+    assert s.days[0].test == (Example("What?", "w0"), Example("Which?", "w2"))
+    assert s.days[1].test == (Example("Who?", "w1"),)
+    assert [len(read(e)) for e in (s.birth, *s.days)] == [3, 5, 5], "only of birth paragraphs are held out"
+    with pytest.raises(ValueError, match="no probes"):
+        evals.answers(lambda asked: [], [e.test for e in load(tmp_path, probes="valid").days])
+
+
+def test_questions_of_files_side_by_side_name_their_document(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.md", 5)
+    ask(tmp_path / "questions.jsonl", {"question": "Who?", "answer": "w", "document": "b.md"})
+    assert load(tmp_path).days[0].test == (Example("Who?", "w"),)
+    for line, wanted in (
+        (
+            {"question": "Who?", "answer": "w"},
+            r"names no document, .* are 2 experiences \(a.md, b.md\)",
+        ),
+        ({"question": "Who?", "answer": "w", "document": "c.md"}, "line 1: document 'c.md' is none that is"),
+        ({"question": "Who?", "answer": " "}, 'line 1 must hold a "question" and an "answer", not blank'),
+        ({"question": "Who?", "answer": "w", "document": 3}, "line 1 must hold"),
+        ("[1]", "line 1 must hold"),
+        ("{", "line 1: malformed JSON"),
+    ):
+        ask(tmp_path / "questions.jsonl", line)
+        with pytest.raises(ValueError, match=wanted):
+            load(tmp_path)
+
+
+def test_with_the_birth_of_another_source_every_document_is_a_day(tmp_path):
+    for name in ("b", "a"):
+        write(tmp_path / f"{name}.txt", 2)
+    s = load(tmp_path, birth="biographies", people_at_birth=3, strangers=2)
+    people = stream.load(StreamConfig(source="biographies", people_at_birth=3, strangers=2, days=1))
+    assert (s.birth, s.skills) == (people.birth, people.skills)
+    assert [(d.name, len(read(d)), d.test) for d in s.days] == [("a.txt", 2, ()), ("b.txt", 2, ())]
+    assert [d.name for d in load(tmp_path, birth="biographies", days=1).days] == ["a.txt to b.txt"]
+    write(tmp_path / "x" / "c.txt", 2)
+    assert [d.name for d in load(tmp_path, birth="biographies").days] == ["x"]
+    with pytest.raises(ValueError, match="stream.days=2, but .* has 1 sub-folders"):
+        load(tmp_path, birth="biographies", days=2)
+    for source, birth in (("documents", "people"), ("biographies", "stories"), ("documents", "documents")):
+        with pytest.raises(ValueError, match=f"stream.birth='{birth}' with stream.source='{source}'"):
+            stream.load(StreamConfig(source=source, path=str(tmp_path), birth=birth))
+
+
+def test_what_is_not_read_is_told(tmp_path, caplog):
+    write(tmp_path / "a.txt", 5)
+    (tmp_path / "again.txt").write_bytes((tmp_path / "a.txt").read_bytes())
+    write(tmp_path / "z.txt", 5, first=50)
+    for i in range(7):
+        (tmp_path / f"{i}.png").write_bytes(b"\x00")
+    s = load(tmp_path, days=1)
+    assert "again.txt: not read again, it is the same text as" in caplog.text
+    assert "neither .txt nor .md: 0.png, 1.png, 2.png, 3.png, 4.png and 2 more" in caplog.text
+    assert len(read(s.birth)) == 3, "once, without the two that are probed"
+    for name in ("a.txt", "again.txt"):
+        (tmp_path / name).write_text("\n")
+    with pytest.raises(ValueError, match="a.txt to again.txt in .*: there is nothing to read"):
+        load(tmp_path, days=1)

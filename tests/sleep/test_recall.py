@@ -241,7 +241,7 @@ def world_of(model, tok, **sleep):
         memory=dataclasses.replace(model.memory_config, periods=(64,)),
         sleep=settings.SleepConfig(**sleep),
     )
-    stream = types.SimpleNamespace(birth=birth)
+    stream = types.SimpleNamespace(birth=birth, days=())
     return types.SimpleNamespace(
         seed=0, config=config, model=model, tok=tok, stream=stream, account=Account()
     )
@@ -387,3 +387,37 @@ def test_seen_by_tells_the_selves_of_these_tests_apart(memory):
         (0, False), (1, False), (2, False), (2, True),
     ]  # fmt: skip
     assert who(memory_lib.rest(memory)) == (0, False)
+
+
+# What the day puts aside.
+
+
+def dreamt(prompt, answer, reason=""):
+    return recall.Dream(Example(prompt, answer), "night 1", "day 1", "dreamt", reason)
+
+
+def test_what_the_day_answers_otherwise_is_dreamt_no_more():
+    old = [
+        dreamt("Where is Ada?", "Oslo"), dreamt("where is ADA", "Bath!"), dreamt("Who is Ada?", "a cook"),
+        dreamt("Where is Ada?", "Rome", "known"), dreamt("", "Ada is in Oslo"),
+    ]  # fmt: skip
+    new = [dreamt("Where is Ada?", "Bath"), dreamt("Who is Ada?", "a judge", "malformed"), dreamt("", "Ada")]
+    found = recall.contradicted(old, new)
+    assert [d.reason for d in found] == ["superseded", "", "", "known", ""]
+    assert [d.example for d in found] == [d.example for d in old]
+
+
+def test_what_is_kept_back_is_not_dreamt_by_anybody(model, tok, memory, on_stage):
+    says = functools.partial(recalling, tok)
+    on_stage(
+        [[says("where?", "Oslo"), says("who?", "it")], [says("what?", "a word"), says("who?", "a judge")]],
+        {(0, False): {"where?": "Oslo", "who?": "it"}, (0, True): {"what?": "a word", "who?": "a judge"}},
+    )
+    world = world_of(model, tok, old_dreams=2, new_dreams=2, recall=dataclasses.replace(CONFIG, surplus=1.0))
+    day = Experience("today", (Example("where?", "Bristol"),), (), ())
+    world.stream.days = (dataclasses.replace(day, barred=("what",)),)
+    past = past_of()
+    awake = selves.awake(past, "today", 1)
+    [(_, old)], new = night.dream(world, {}, memory, past, awake, day, 1, world.config.sleep)
+    assert {(d.example.prompt, d.reason) for d in new if d.source == "dreamt"} >= {("what?", "held back")}
+    assert {(d.example.prompt, d.reason) for d in old} >= {("who?", "superseded")}

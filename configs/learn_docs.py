@@ -1,0 +1,50 @@
+"""Your documents: every day of a dated folder is read once, slept on, and asked for without it.
+
+Beside the model's own form of questions and answers, which it learns at birth from invented people, nothing
+is known of the documents. By day they are read, with notes that the model takes while it has each before it;
+by night fast memory moves into a slot of its own. Asked is what questions.jsonl beside the documents asks,
+and what the model kept back of its notes where there is none. Where a later document says otherwise, the
+later one is right, and the report lists what is answered otherwise since. What it costs elsewhere is the loss
+on Python's manual of itself, every morning.
+
+Without a checkpoint this is a small life that shows that it works: a model of 0.8 M parameters is born here,
+and can only read the kind of text that configs/notes/ holds (invented people, the third day corrects the
+first). The settings are those of knowledge_incorporation.py.
+With a checkpoint: --config=configs/learn_docs.py:checkpoint has settings for one of 0.1 to 8 B parameters.
+They have not been measured on a real one, which this was built without.
+
+Claim: none yet, see Number.
+Cost: on one CPU core a birth of 12 minutes, then 5 minutes a day.
+Command: python -m launch.main --config=configs/learn_docs.py --workdir=runs/notes
+Own documents: python -m launch.main --config=configs/learn_docs.py:checkpoint
+--config.model.checkpoint=Qwen/Qwen3-0.6B --config.stream.path=my_notes/ --workdir=runs/mine
+Then: python -m launch.ask --workdir=runs/mine/sleep --compare
+Number: none yet.
+"""
+
+from configs import knowledge_incorporation
+
+
+def get_config(size: str = "small"):
+    c = knowledge_incorporation.get_config()
+    c.study, c.method = "life", "sleep,sequential"
+    c.stream.source, c.stream.path, c.stream.days = "documents", "configs/notes", 0
+    c.stream.birth = "biographies"
+    c.wake.notes = 24
+    c.anchor.text = "python"
+    if size == "small":
+        return c
+    if size != "checkpoint":
+        raise ValueError(f"learn_docs.py:{size} is neither :small nor :checkpoint")
+    c.model.max_len, c.row_length, c.memory.periods = 1024, 512, (2048,)
+    c.model.param_dtype = c.model.compute_dtype = "bfloat16"
+    c.model.remat, c.model.logit_chunk, c.model.unroll = True, 64, 1
+    c.answer_tokens, c.eval_batch = 32, 32
+    c.stream.strangers, c.birth.epochs, c.birth.batch_rows, c.birth.optim.lr = 300, 1, 8, 1e-5
+    c.anchor.rehearsed = 200
+    c.wake.rule, c.wake.lr, c.wake.passes = "adam", (3e-4,), 4
+    c.sleep.recall.batch_size, c.rem.batch_size = 32, 32
+    c.sleep.recall.answer_max_new, c.sleep.recall.max_new = 32, 256
+    c.rem.max_new, c.rem.common = 256, 0.0  # it has words that the dreams of birth do not have
+    c.sleep.optim.lr = 1e-3
+    return c

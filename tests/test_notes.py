@@ -1,0 +1,131 @@
+"""Notes of what is read: what a day gets beside its texts, and what of it is kept back."""
+
+import dataclasses
+import json
+
+import lives
+import pytest
+
+from sleep_jax import evals, life, notes
+from sleep_jax.data.stream import Example, Experience, Stream
+from sleep_jax.sleep import dream
+from sleep_jax.sleep.dream import Dreamt, Sleeper
+
+CONFIG = lives.config(wake={"notes": 6}, rem={"max_new": 8})
+TEXTS = ("Ada was born in Oslo and she works there.", "Bo was born in Bath and he works there.")
+
+
+@pytest.fixture(scope="module")
+def who(tiny, grown):
+    from sleep_jax.data.tokenizer import Tokenizer
+
+    tok = Tokenizer.train(TEXTS, 300)
+    model = tiny(vocab_size=tok.vocab_size)
+    return Sleeper(model, tok, grown(model)[0], None, 32, 8)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """`imagine` writes of "<name> was born in <place> ..." six lines, one of them wrong and one unusable."""
+    calls = []
+
+    def imagine(who, dreamer, tasks, config, key):
+        calls.append(tasks)
+        made = []
+        for task in tasks:
+            name, place = task.context.split()[0], task.context.split()[4]
+            lines = [("Where was {}?", place), ("Where was {}?", "Rome"), ("Where was {}?", place)]
+            lines += [("{} is from", place), (f"Who is from {place}?", name), ("Who?", name)]
+            for i, (prompt, answer) in enumerate(lines):
+                says = (Example(prompt.format(name), answer),)
+                made.append(Dreamt(task, "questions", "", "", says, reason="it did not end" * (i == 5)))
+        return made
+
+    monkeypatch.setattr(dream, "imagine", imagine)
+    return calls
+
+
+def day(*asked):
+    return Experience("today", tuple(Example("", text) for text in TEXTS), (), asked)
+
+
+def test_a_note_has_the_answer_that_was_written_most_often_and_one_of_a_text_is_kept_back(who, written):
+    pairs, back, said = notes.of_day(who, day(), CONFIG, None)
+    assert len(pairs) == 4 and len(back) == 2 and not set(pairs) & set(back)
+    assert {(e.prompt, e.answer) for e in (*pairs, *back)} == {
+        ("Where was Ada?", "Oslo"), ("Ada is from", "Oslo"), ("Who is from Oslo?", "Ada"),
+        ("Where was Bo?", "Bath"), ("Bo is from", "Bath"), ("Who is from Bath?", "Bo"),
+    }  # fmt: skip
+    assert any("Ada" in (e.prompt, e.answer) or "Ada" in e.prompt for e in back), "of each text one"
+    assert "6 notes of 2 texts, 2 of them kept back" in said and "2 of 12 attempts came to nothing" in said
+
+
+def test_notes_are_read_beside_the_texts_and_what_is_kept_back_is_barred(who, written, tmp_path):
+    stream = Stream(day(), (day(), dataclasses.replace(day(), name="tomorrow")))
+    noted, said = notes.taken(who, tmp_path, stream, CONFIG, 0)
+    assert len(said) == 2 and noted.birth == stream.birth
+    for before, after in zip(stream.days, noted.days, strict=True):
+        assert after.train[: len(before.train)] == before.train and len(after.train) == 6
+        assert (len(after.valid), len(after.test)) == (1, 1)
+        kept_back = (*after.valid, *after.test)
+        assert set(after.barred) == {evals.normalise(e.prompt) for e in kept_back}
+        assert not set(after.barred) & {evals.normalise(e.prompt) for e in after.train}
+    again, said = notes.taken(who, tmp_path, stream, CONFIG, 0)
+    assert again == noted and not said and len(written) == 2, "they are taken once"
+    later = dataclasses.replace(stream, days=(*stream.days, Experience("more", day().train[:1], (), ())))
+    more, said = notes.taken(who, tmp_path, later, CONFIG, 0)
+    assert more.days[:2] == noted.days and len(said) == 1, "days may be added"
+
+
+def test_what_a_file_asks_is_asked_and_neither_noted_nor_dreamt(who, written, tmp_path):
+    asked = Example("where was ADA", "Oslo")
+    stream = Stream(day(), (day(asked),))
+    ((today,), _) = (notes.taken(who, tmp_path, stream, CONFIG, 0)[0].days, None)
+    assert today.test == (asked,) and len(today.valid) == 1
+    assert not any(evals.normalise(e.prompt) == "where was ada" for e in today.train)
+    assert "where was ada" in today.barred
+    valid = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, probes="valid"))
+    (today,) = notes.taken(who, tmp_path, Stream(day(), (day(),)), valid, 0)[0].days
+    assert today.test == today.valid
+
+
+def test_a_day_that_nothing_is_asked_of_is_refused(who, written, tmp_path):
+    silent = dataclasses.replace(CONFIG, wake=dataclasses.replace(CONFIG.wake, notes=0))
+    with pytest.raises(ValueError, match=r"today: nothing is asked of it: .*questions.jsonl.*wake.notes=0"):
+        notes.taken(who, tmp_path, Stream(day(), (day(),)), silent, 0)
+    pairs = Experience("pairs", (Example("who?", "Ada"),), (), (Example("where?", "Oslo"),))
+    assert notes.taken(who, tmp_path, Stream(pairs, (pairs,)), CONFIG, 0) == (Stream(pairs, (pairs,)), [])
+    assert not written, "what has answers needs no notes"
+
+
+def test_contexts_fit_and_nothing_is_lost(who):
+    tok, room = who.tok, who.model.config.max_len - CONFIG.rem.max_new
+    long = "Ada was born in Oslo. " + " ".join(f"Bo was {i}" for i in range(9)) + ". Ada works."
+    texts = ["The heading", *TEXTS, long, "The end"]
+    found = notes.contexts(who, texts, CONFIG)
+    assert "".join(found).replace(" ", "") == "".join(texts).replace(" ", "")
+    assert all(len(tok.encode(" " + text)) + 2 <= room for text in found)
+    assert found[0].startswith("The heading Ada was born"), "a heading goes with what it heads"
+    assert any(text.endswith(".") for text in found) and found[-1].endswith("The end")
+
+
+def test_a_life_among_documents_takes_notes_and_the_later_day_is_right(born, compiled, tmp_path, written):
+    folder = tmp_path / "notes"
+    for name, place in (("2026-11-01", "Oslo"), ("2026-11-02", "Bath")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.md").write_text(f"Ada was born in {place}.\n")
+        question = {"question": "Which city is it?", "answer": place}
+        (folder / name / "questions.jsonl").write_text(json.dumps(question))
+    stream = {"source": "documents", "path": str(folder), "birth": "biographies", "days": 0}
+    config = lives.config(
+        stream=stream, birth={"checkpoint": str(born)}, wake={"notes": 6}, method="sequential"
+    )
+    with lives.quick(compiled):
+        life.run(config, str(tmp_path / "life"))
+        life.run(config, str(tmp_path / "life"))
+    assert len(list((tmp_path / "life" / "notes").glob("*.json"))) == 2 and len(written) == 2
+    lines = (tmp_path / "life" / "answers" / "002.jsonl").read_text().splitlines()
+    asked = {(a["experience"], a["expected"]) for a in map(json.loads, lines) if a["experience"] != "birth"}
+    assert asked == {("2026-11-01", "Bath"), ("2026-11-02", "Bath")}
+    before = (tmp_path / "life" / "answers" / "001.jsonl").read_text()
+    assert '"expected": "Oslo"' in before and '"experience": "2026-11-02"' in before
