@@ -7,10 +7,12 @@ import numpy as np
 import optax
 import pytest
 from equality import bit_equal
+from jax.extend import core
+from jax.interpreters import partial_eval
 from scipy import special
 from slots import read_slot
 
-from sleep_jax import optim, partition, steps
+from sleep_jax import losses, optim, partition, steps
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -319,6 +321,44 @@ def pupil(bed):
     return types.SimpleNamespace(
         objective=objective, kl=kl, masked=masked, frozen=(bed.params, masked), slot=slot
     )
+
+
+def products(step, *args):
+    """Sorted shapes of all matrix products of a program, but for those that nothing depends on."""
+
+    def of(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                yield tuple(sorted(eqn.outvars[0].aval.shape))
+            for part in core.jaxprs_in_params(eqn.params):
+                yield from of(part)
+
+    return set(of(partial_eval.dce_jaxpr(jax.make_jaxpr(step)(*args).jaxpr, True)[0]))
+
+
+def test_a_night_computes_no_gradient_of_the_backbone(tiny):
+    """No product has the shape of one, where in fine-tuning every one has."""
+    model = tiny(vocab_size=300, max_len=64, slots=5, rank=5, slow_levels=1)  # no shape occurs twice
+    params, memory = jax.eval_shape(lambda: (model.init(KEY), model.init_memory(KEY)))
+    slot = jax.eval_shape(lambda: memory_lib.fresh_slot(model.config, model.memory_config, KEY))
+    ints = np.ones((BATCH, ROW), np.int32)
+    rows = Batch(ints, ints, ints.astype(np.float32), ints, ints)
+    lesson = Lesson(rows, np.zeros((BATCH, ROW, model.config.width), np.float32), np.ones(BATCH))
+    objective = consolidate.objective(
+        model, SeedConfig(alpha=1.0, on_policy=0.0), consolidate.into_slot(0, 2)
+    )
+
+    def of(objective, trained, frozen, batch):
+        state = jax.eval_shape(lambda x: steps.init(optax.sgd(1.0), x), trained)
+        return products(steps.make(objective, optax.sgd(1.0)), state, frozen, batch, KEY)
+
+    seeding = of(objective, slot, (params, memory), {"lesson": lesson})
+    tuning = of(losses.supervised(model), params, memory, rows)
+    width = model.config.width
+    sizes = [x.size // len(x) for x in jax.tree.leaves(params) if x.ndim > 2]  # of one layer, heads as one
+    weights = {tuple(sorted((width, size // width))) for size in [*sizes, model.config.vocab_size * width]}
+    assert len(weights) > 3 and weights <= tuning and not weights & seeding
+    assert (width, 5 * 5) in seeding, "but of the slots"
 
 
 def test_the_kept_hidden_states_are_the_teachers_logits(bed, encoded, teach, pupil):
