@@ -13,13 +13,16 @@ first). The settings are those of knowledge_incorporation.py.
 With a checkpoint: --config=configs/learn_docs.py:checkpoint has settings for one of 0.1 to 8 B parameters.
 They have not been measured on a real one, which this was built without.
 
-Claim: none yet, see Number.
-Cost: on one CPU core a birth of 12 minutes, then 5 minutes a day.
+Claim: what is read once is answered in other words after the night, what was known before stays, and where
+documents contradict each other the later one is answered.
+Cost: on one CPU core a birth of 12 minutes, then 9 minutes a day and night on a busy one.
 Command: python -m launch.main --config=configs/learn_docs.py --workdir=runs/notes
 Own documents: python -m launch.main --config=configs/learn_docs.py:checkpoint
 --config.model.checkpoint=Qwen/Qwen3-0.6B --config.stream.path=my_notes/ --workdir=runs/mine
 Then: python -m launch.ask --workdir=runs/mine/sleep --compare
-Number: none yet.
+Number: seed 0: after three nights 82.8, 75.0 and 82.8 % of the days' questions (1.6 % before), birth 85.4 ->
+88.0 %; of eight questions about what was corrected six have the later answer. Sequential fine-tuning after
+its first day: 93.8 %, birth 18.2 %.
 """
 
 from configs import knowledge_incorporation
