@@ -47,9 +47,10 @@ def get_config() -> ConfigDict:
 
     c.model = m = ConfigDict()
     # What a life starts from in place of random numbers: a folder as transformers saves it (Llama 3, SmolLM2,
-    # Qwen 2.5, Qwen 3), one of llama2.c, or a name on the hub such as "Qwen/Qwen3-0.6B". Its config.json then
-    # sets all keys below but max_len, compute_dtype, remat, unroll and logit_chunk, its files the type of the
-    # parameters, and the tokenizer is its own. Passes over the birth documents follow (birth.epochs).
+    # Qwen 2.5, Qwen 3, Gemma 3), one of llama2.c, or a name on the hub such as "Qwen/Qwen3-0.6B". Its
+    # config.json then sets all keys below, those that name a family among them, but max_len, compute_dtype,
+    # remat, unroll and logit_chunk, its files the type of the parameters, and the tokenizer is its own.
+    # Passes over the birth documents follow (birth.epochs).
     m.checkpoint = ""  # empty is training from scratch
     m.vocab_size = 1024  # tokens; the tokenizer's own number takes its place
     m.width = 128  # D, channels
@@ -64,12 +65,18 @@ def get_config() -> ConfigDict:
     m.rope_original = 0  # tokens, context before stretching: short wavelengths stay; 0 stretches all alike
     m.rope_low = 1.0  # turns in that context below which a wavelength is stretched wholly
     m.rope_high = 4.0  # turns in that context above which it is not stretched
+    m.rope_local_theta = 0.0  # base in the layers of window_layers, not stretched (Gemma 3); 0: as elsewhere
     m.window = 0  # tokens that the layers of window_layers look back, their own included
     m.window_layers = ()  # counted from 0; the others see all
     m.norm_eps = 1e-6  # added to mean squares
+    m.norm_plus_one = False  # norms multiply by 1 + what is stored (Gemma 3)
+    m.post_norms = False  # RMSNorm of what attention adds and of what the MLP adds, as well (Gemma 3)
     m.tie_embeddings = True  # one table for input and output
-    m.qk_norm = False  # RMSNorm of queries and keys (Qwen 3)
+    m.scaled_embeddings = False  # they enter the first layer times sqrt(width) (Gemma 3)
+    m.qk_norm = False  # RMSNorm of queries and keys (Qwen 3, Gemma 3)
     m.qkv_bias = False  # (Qwen 2.5)
+    m.query_scalar = 0  # scores are divided by its square root (Gemma 3); 0: by that of head_size
+    m.activation = "silu"  # of the MLP's gate: "silu", or "gelu_tanh" (Gemma 3)
     m.param_dtype = "float32"  # of the backbone; what memory changes is float32 whatever this is
     m.compute_dtype = "float32"  # softmax and log-softmax are float32 whatever this is
     m.remat = False  # recompute layers in the backward pass

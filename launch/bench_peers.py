@@ -26,7 +26,7 @@ import numpy as np
 
 from sleep_jax import metrics, optim, partition, pretrained, rng, rollout, steps, tensorfile, terminal, trees
 from sleep_jax.data.tokenizer import Tokenizer
-from sleep_jax.model import convert
+from sleep_jax.model import convert, families
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
 from sleep_jax.settings import Config
@@ -112,7 +112,7 @@ def _checkpoint(config: Config, path: pathlib.Path) -> None:
     tensorfile.write(path / tensorfile.ONE, *convert.tensors_of(params))
     tok = Tokenizer.train(["a story of a story"], 300)
     tok.save(path / "tokenizer.json")
-    fields = convert.write_config(c) | {
+    fields = families.write_config(c) | {
         "bos_token_id": tok.bos,
         "eos_token_id": None,
         "pad_token_id": tok.pad,

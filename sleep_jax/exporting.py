@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sleep_jax import pretrained, standing, tensorfile
-from sleep_jax.model import convert
+from sleep_jax.model import convert, families
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.sleep.selves import Slot
 from sleep_jax.standing import Standing
@@ -75,7 +75,7 @@ def export(workdir: str | pathlib.Path, out: str | pathlib.Path, plain: bool = F
 def _fields(life: Standing) -> tuple[dict[str, Any], list[str]]:
     """config.json, and what has to be said of it."""
     c, told = life.model.config, []
-    fields = convert.write_config(c)
+    fields = families.write_config(c)
     fields |= {f"{kind}_token_id": getattr(life.tok, kind) for kind in ("bos", "eos", "pad")}
     if c.checkpoint:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sleep_jax import tensorfile
 from sleep_jax.data.tokenizer import Tokenizer
-from sleep_jax.model import convert, llama2c
+from sleep_jax.model import convert, families, llama2c
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.types import Tree
 
@@ -59,10 +59,9 @@ def find(name: str) -> Checkpoint:
         path = _fetch(name)
     if path.is_dir() and (path / "config.json").exists():
         tokenizer = path / "tokenizer.json"
-        fields = tensorfile.json_object(path / "config.json")
-        return Checkpoint(
-            name, fields, tensorfile.read_folder(path), tokenizer if tokenizer.exists() else None
-        )
+        fields, tensors = tensorfile.json_object(path / "config.json"), tensorfile.read_folder(path)
+        found = families.text_part(fields, tensors)
+        return Checkpoint(name, *found, tokenizer if tokenizer.exists() else None)
     folder = path if path.is_dir() else path.parent
     tokenizers = sorted(folder.glob("tok*.bin"))
     models = [path] if path.is_file() else [p for p in sorted(folder.glob("*.bin")) if p not in tokenizers]
@@ -99,10 +98,10 @@ def shape(own: ModelConfig) -> ModelConfig:
     """The model of `own.checkpoint`: its sizes, and of `own` what is no property of a checkpoint.
 
     Raises:
-      As `find`, and ValueError as `convert.read_config`.
+      As `find`, and ValueError as `families.read_config`.
     """
     found = find(own.checkpoint)
-    return convert.read_config(found.fields, found.tensors, own, f"config.json of {found.name}")
+    return families.read_config(found.fields, found.tensors, own, f"config.json of {found.name}")
 
 
 def tokenizer(checkpoint: str, given: str) -> Tokenizer:

@@ -69,7 +69,12 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("settings", [{}, {"qk_norm": True, "tie_embeddings": False}], ids=["llama", "qwen3"])
+GEMMA3 = {"qk_norm": True, "norm_plus_one": True, "post_norms": True, "scaled_embeddings": True}
+GEMMA3 |= {"activation": "gelu_tanh", "window": 5, "window_layers": (1,), "rope_local_theta": 50.0}
+FAMILIES = {"llama": {}, "qwen3": {"qk_norm": True, "tie_embeddings": False}, "gemma3_text": GEMMA3}
+
+
+@pytest.mark.parametrize("settings", FAMILIES.values(), ids=FAMILIES)
 def test_what_is_written_says_in_transformers_what_the_life_says(settings, life, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     workdir, model, state = life(**settings)
@@ -103,7 +108,7 @@ def test_what_is_written_says_in_transformers_what_the_life_says(settings, life,
         return total
 
     wanted = model.apply(state.params, tokens_BT, memory=state.memory).logits_BTV
-    assert np.abs(wanted - without).max() > 0.1 * np.abs(wanted).max()
+    assert np.abs(wanted - without).max() > 0.05 * np.abs(wanted).max()
     close(in_transformers(tmp_path / "out", tokens_BT, experts), wanted)
 
 
@@ -137,7 +142,7 @@ def test_what_cannot_be_written_is_said_before_anything_is(life, tmp_path):
     with pytest.raises(ValueError, match="holds no life"):
         exporting.export(tmp_path, tmp_path / "out")
     workdir, *_ = life(qk_norm=True, qkv_bias=True)
-    with pytest.raises(ValueError, match="model.qkv_bias=True, model.qk_norm=True .* cannot be exported"):
+    with pytest.raises(ValueError, match="model.qkv_bias=True, model.qk_norm=True, .* cannot be exported"):
         exporting.export(workdir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="is there and not an empty folder"):

@@ -259,6 +259,8 @@ FSDP_MODEL = {
     "params/blocks/attn/q_bias_NHK": (None, "model", None),
     "params/blocks/attn/v_bias_NJK": (None, "model", None),
     "params/blocks/attn/q_norm/scale": (None, None),
+    "params/blocks/attn_post_norm/scale": (None, None),
+    "params/blocks/mlp_post_norm/scale": (None, None),
     "params/final_norm/scale": (None,),
     "opt_state/1/0/mu/blocks/mlp/gate_NDF": (None, "fsdp", "model"),
     "memory/fast/up_NDF": (None, "fsdp", "model"),

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from sleep_jax import life, metrics, pretrained, saying, settings, tensorfile
 from sleep_jax.data import stream
 from sleep_jax.data.tokenizer import Tokenizer
-from sleep_jax.model import convert
+from sleep_jax.model import convert, families
 from sleep_jax.model.build import build
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.types import Sampling
@@ -56,7 +56,7 @@ def folder(tmp_path, scatter):
     )
     params = scatter(jax.eval_shape(build(SHAPE, settings.MemoryConfig(), eos=0).init, jax.random.key(0)), 5)
     tensorfile.write(path / "model.safetensors", *convert.tensors_of(params))
-    (path / "config.json").write_text(json.dumps(convert.write_config(SHAPE)))
+    (path / "config.json").write_text(json.dumps(families.write_config(SHAPE)))
     return path
 
 

@@ -125,7 +125,7 @@ LEAST = {
     | {"checkpoint_every": 1, "log_every": 1},
     "stream.": {"seed": 0, "days": 0, "people_at_birth": 1, "people_per_day": 1, "attributes": 1},
     "model.": {"vocab_size": 1, "width": 1, "layers": 1, "heads": 1, "kv_heads": 1, "ff": 1, "max_len": 1}
-    | {"head_size": 2, "unroll": 1, "norm_eps": 0.0},
+    | {"head_size": 2, "unroll": 1, "norm_eps": 0.0, "rope_local_theta": 0.0, "query_scalar": 0},
     "memory.": {"slow_levels": 1, "rank": 1},
     "birth.": {"epochs": 1, "batch_rows": 1},
     "wake.": {"passes": 1},

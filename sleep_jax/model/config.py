@@ -30,12 +30,18 @@ class ModelConfig:
     rope_original: int = 0  # tokens, context before stretching: short wavelengths stay; 0 stretches all alike
     rope_low: float = 1.0  # turns in that context below which a wavelength is stretched wholly
     rope_high: float = 4.0  # turns in that context above which it is not stretched
+    rope_local_theta: float = 0.0  # in the layers of `window_layers`, not stretched; 0: as in the others
     window: int = 0  # tokens that the layers of `window_layers` look back, their own included
     window_layers: tuple[int, ...] = ()  # counted from 0; the others see all
     norm_eps: float = 1e-6
+    norm_plus_one: bool = False  # norms multiply by 1 + what is stored
+    post_norms: bool = False  # RMSNorm of what attention adds and of what the MLP adds
     tie_embeddings: bool = True
+    scaled_embeddings: bool = False  # they enter the first layer times sqrt(width)
     qk_norm: bool = False
     qkv_bias: bool = False
+    query_scalar: int = 0  # attention scores are divided by its square root; 0: by that of head_size
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: bool = False  # recompute each layer in the backward pass
@@ -65,12 +71,19 @@ class ModelConfig:
                 f"model.window={self.window} and model.window_layers={self.window_layers} go together: a "
                 "length in tokens, and the layers that look back so far"
             )
-        at_least(self, "model.", window=0)
+        at_least(self, "model.", window=0, rope_local_theta=0, query_scalar=0)
+        if self.rope_local_theta and not self.window:
+            raise ValueError(
+                f"model.rope_local_theta={self.rope_local_theta} is for the layers with a window, but "
+                "model.window=0 says that there are none"
+            )
         if wrong := [n for n in self.window_layers if not 0 <= n < self.layers]:
             raise ValueError(
                 f"model.window_layers names {wrong[0]}, but model.layers={self.layers} counts 0 to "
                 f"{self.layers - 1}"
             )
+        if self.activation not in ("silu", "gelu_tanh"):
+            raise ValueError(f"model.activation={self.activation!r} is neither 'silu' nor 'gelu_tanh'")
         for key in ("param_dtype", "compute_dtype"):
             if not _floating(getattr(self, key)):
                 raise ValueError(f"model.{key}={getattr(self, key)!r} is not a floating-point type")

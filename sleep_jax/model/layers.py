@@ -1,4 +1,4 @@
-"""The layers of the decoder: RMSNorm, rotary attention with grouped heads, SwiGLU."""
+"""The layers of the decoder: RMSNorm, rotary attention with grouped heads, gated MLP."""
 
 import functools
 
@@ -10,23 +10,26 @@ from sleep_jax.model import lora
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.types import Array, Tree
 
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers and not NaN
 
 
-def frequencies(c: ModelConfig) -> Array:
+def frequencies(c: ModelConfig, windowed: Array | bool = False) -> Array:
     """Radians per token of each of the K/2 pairs of channels, f_k = theta^(-2k/K), where stretched
 
         f_k (s_k + (1 - s_k) / factor),   s_k = clip((f_k original / 2 pi - low) / (high - low), 0, 1)
 
-    as Llama 3.1 has it, with s = 0 where `rope_original` is 0 (position interpolation, 2306.15595).
+    as Llama 3.1 has it, with s = 0 where `rope_original` is 0 (position interpolation, 2306.15595). A layer
+    that is `windowed` has the base `rope_local_theta`, if that is set, and nothing stretched.
     """
     half = c.head_size // 2
-    f = c.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if c.rope_factor == 1:
-        return f
-    turns = f * (c.rope_original / (2 * jnp.pi))
-    kept = jnp.clip((turns - c.rope_low) / (c.rope_high - c.rope_low), 0, 1) if c.rope_original else 0.0
-    return f * (kept + (1 - kept) / c.rope_factor)
+    power = -jnp.arange(half, dtype=jnp.float32) / half
+    f = c.rope_theta**power
+    if c.rope_factor != 1:
+        turns = f * (c.rope_original / (2 * jnp.pi))
+        kept = jnp.clip((turns - c.rope_low) / (c.rope_high - c.rope_low), 0, 1) if c.rope_original else 0.0
+        f = f * (kept + (1 - kept) / c.rope_factor)
+    return jnp.where(windowed, c.rope_local_theta**power, f) if c.rope_local_theta else f
 
 
 def rotary(x_BTHK: Array, positions_BT: Array, frequency_K: Array) -> Array:
@@ -40,8 +43,8 @@ def rotary(x_BTHK: Array, positions_BT: Array, frequency_K: Array) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
 
 
-def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array) -> Array:
-    """softmax(q k^T / sqrt(K)) v with H/J query heads per key/value head; softmax in float32.
+def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array, scalar: int = 0) -> Array:
+    """softmax(q k^T / sqrt(scalar)) v with H/J query heads per key/value head; softmax in float32.
 
     Heads stand before keys, so that both products read a cache as it lies in memory: a transposed copy of it
     at every token costs many times the products.
@@ -50,11 +53,13 @@ def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array) -> Arra
       q_BTHK: queries; head h reads key/value head h // (H / J).
       mask_BTS: bool, which of the S keys each query sees; one that sees none gets the mean of all values.
       k_BJSK, v_BJSK: keys and values.
+      scalar: 0 is K.
     """
     B, T, H, K = q_BTHK.shape
     J, S = k_BJSK.shape[1:3]
     G = H // J
-    q_BJMK = (q_BTHK * K**-0.5).reshape(B, T, J, G, K).transpose(0, 2, 3, 1, 4).reshape(B, J, G * T, K)
+    q_BTJGK = (q_BTHK * (scalar or K) ** -0.5).reshape(B, T, J, G, K)
+    q_BJMK = q_BTJGK.transpose(0, 2, 3, 1, 4).reshape(B, J, G * T, K)
     att_BJMS = jnp.einsum("bjmk,bjsk->bjms", q_BJMK, k_BJSK).astype(jnp.float32)
     att_BJGTS = jnp.where(mask_BTS[:, None, None], att_BJMS.reshape(B, J, G, T, S), MASKED)
     att_BJMS = jax.nn.softmax(att_BJGTS, axis=-1).astype(q_BTHK.dtype).reshape(B, J, G * T, S)
@@ -86,14 +91,20 @@ def project(x_BTD: Array, w: Array) -> Array:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019, 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019, 1910.07467).
+
+    With `norm_plus_one` it is 1 + scale: added in float32, where bfloat16 would round the sum.
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), c.param_dtype)
+        init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), c.param_dtype)
+        if c.norm_plus_one:
+            scale = 1 + scale.astype(jnp.float32)
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
         return (x32 * scale).astype(c.compute_dtype)
@@ -136,6 +147,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Array,
         positions_BT: Array,
+        frequency_K: Array,
         mask_BTS: Array,
         cache: tuple[Array, Array, Array] | None,
         adapter: Tree | None = None,
@@ -157,24 +169,24 @@ class Attention(nn.Module):
         if c.qk_norm:
             q_BTHK = RMSNorm(c, name="q_norm")(q_BTHK)
             k_BTJK = RMSNorm(c, name="k_norm")(k_BTJK)
-        frequency_K = frequencies(c)
         q_BTHK = rotary(q_BTHK, positions_BT, frequency_K)
         k_BTJK = rotary(k_BTJK, positions_BT, frequency_K)
         kv = k_BTJK.swapaxes(1, 2), v_BTJK.swapaxes(1, 2)
         if cache is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache[2], axis=2)
             kv = write(cache[0], kv[0]), write(cache[1], kv[1])
-        y_BTHK = attend(q_BTHK, mask_BTS, *kv)
+        y_BTHK = attend(q_BTHK, mask_BTS, *kv, c.query_scalar)
         o_HKD = weight(self, "o_NHKD", (H, K, D), fan_in=2)
         y_BTM = y_BTHK.reshape(*y_BTHK.shape[:2], H * K)
         y_BTD = project(y_BTM, o_HKD.reshape(H * K, D)) + lora.added(y_BTM, adapter, "o", (D,))
         return y_BTD, kv
 
 
-class SwiGLU(nn.Module):
-    """(silu(x Wg) * (x Wu)) Wd (Shazeer 2020, 2002.05202).
+class GLU(nn.Module):
+    """(f(x Wg) * (x Wu)) Wd with f = SiLU, or GELU by `activation` (Shazeer 2020, 2002.05202).
 
-    Each weight is taken plus its fast-memory delta, each product plus its adapter's, if there are any.
+    Each weight is taken plus its fast-memory delta, each product plus its adapter's, if there are any. GELU
+    is its approximation by tanh (Hendrycks & Gimpel 2016, 1606.08415).
     """
 
     config: ModelConfig
@@ -188,5 +200,5 @@ class SwiGLU(nn.Module):
         down_FD = weight(self, "down_NFD", (F, D), delta=fast.get("down_NFD"))
         gate_BTF = project(x_BTD, gate_DF) + lora.added(x_BTD, adapter, "gate", (F,))
         up_BTF = project(x_BTD, up_DF) + lora.added(x_BTD, adapter, "up", (F,))
-        y_BTF = jax.nn.silu(gate_BTF) * up_BTF
+        y_BTF = ACTIVATIONS[self.config.activation](gate_BTF) * up_BTF
         return project(y_BTF, down_FD) + lora.added(y_BTF, adapter, "down", (D,))

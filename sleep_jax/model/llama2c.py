@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sleep_jax import tensorfile
-from sleep_jax.model import convert
+from sleep_jax.model import families
 
 HEADER = struct.Struct("<7i")
 MAGIC = 0x616B3432  # with which later versions begin
@@ -15,7 +15,7 @@ FLOAT32 = np.dtype("float32")
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A checkpoint as the config.json and the tensors of a Llama, for `convert`.
+    """A checkpoint as the config.json and the tensors of a Llama, for `families` and `convert`.
 
     The header is dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size (negative where the head is a
     table of its own) and seq_len. The arrays follow without a gap, each stacked over layers, among them two
@@ -73,6 +73,6 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         elif name != "rotary":
             tensors |= {f"model.layers.{n}.{name}.weight": array[n] for n in range(N)}
     sizes = {"vocab_size": V, "width": D, "layers": N, "heads": H, "kv_heads": J, "ff": F, "norm_eps": 1e-5}
-    fields = {theirs: sizes[ours] for ours, theirs in convert.SIZES.items()}
+    fields = {theirs: sizes[ours] for ours, theirs in families.SIZES.items()}
     fields |= {"model_type": "llama", "hidden_act": "silu", "rope_theta": 10_000.0}
     return fields | {"max_position_embeddings": T, "tie_word_embeddings": tied}, tensors

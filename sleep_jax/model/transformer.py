@@ -6,12 +6,14 @@ from flax import linen as nn
 
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
-from sleep_jax.model.layers import Attention, RMSNorm, SwiGLU, last_seen, project
+from sleep_jax.model.layers import GLU, Attention, RMSNorm, frequencies, last_seen, project
 from sleep_jax.types import Array, Tree
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)); then x + SwiGLU(norm(x)) + the experts that the routers chose.
+    """x + attention(norm(x)); then x + MLP(norm(x)) + the experts that the routers chose.
+
+    With `post_norms` each of the two branches ends in a norm; the experts are part of the MLP's, inside it.
 
     The call takes what is this layer's own (`index`, and where there are any `fast` deltas, expert `bank`,
     `adapter` and `cache`) and what all layers share (`positions_BT`, `mask_BTS`, `active` slots,
@@ -34,10 +36,13 @@ class Block(nn.Module):
         mask_BTS = shared["mask_BTS"]
         if c.window:
             mask_BTS = jnp.where(layer["windowed"], shared["near_BTS"], mask_BTS)
-        y_BTD, kv = attention(h_BTD, shared["positions_BT"], mask_BTS, kv_cache, adapter)
+        frequency_K = frequencies(c, layer.get("windowed", False))
+        y_BTD, kv = attention(h_BTD, shared["positions_BT"], frequency_K, mask_BTS, kv_cache, adapter)
+        if c.post_norms:
+            y_BTD = RMSNorm(c, name="attn_post_norm")(y_BTD)
         x_BTD = x_BTD + y_BTD
         h_BTD = RMSNorm(c, name="mlp_norm")(x_BTD)
-        y_BTD = SwiGLU(c, name="mlp")(h_BTD, layer.get("fast"), adapter)
+        y_BTD = GLU(c, name="mlp")(h_BTD, layer.get("fast"), adapter)
         gates_BTLE = logits_BTLE = None
         if "bank" in layer:
             bank = layer["bank"]
@@ -51,6 +56,8 @@ class Block(nn.Module):
                 keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer["index"])
             gates_BTLE = memory_lib.route(logits_BTLE, shared["active"], keys_B)
             y_BTD = y_BTD + memory_lib.experts(h_BTD, bank, gates_BTLE, self.memory_config.expert_scale)
+        if c.post_norms:
+            y_BTD = RMSNorm(c, name="mlp_post_norm")(y_BTD)
         return x_BTD + y_BTD, {"kv": kv, "gates_BTLE": gates_BTLE, "router_BTLE": logits_BTLE}
 
 
@@ -82,6 +89,8 @@ class Transformer(nn.Module):
         """tokens_BT and the per-layer and shared inputs of `Block` -> hidden_BTD and per-layer outputs."""
         c = self.config
         x_BTD = self.embed_VD[tokens_BT].astype(c.compute_dtype)
+        if c.scaled_embeddings:  # by the root as the parameters' type holds it: so they were trained
+            x_BTD *= jnp.asarray(c.width**0.5, c.param_dtype).astype(c.compute_dtype)
         layer = {"index": jnp.arange(c.layers), **layer}
         if c.window:
             layer["windowed"] = jnp.zeros(c.layers, bool).at[jnp.array(c.window_layers)].set(True)

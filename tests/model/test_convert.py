@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from equality import bit_equal
 
-from sleep_jax import tensorfile, trees
-from sleep_jax.model import convert
+from sleep_jax import pretrained, tensorfile, trees
+from sleep_jax.model import convert, families
 from sleep_jax.model.build import build
 from sleep_jax.model.config import MemoryConfig, ModelConfig
 from sleep_jax.partition import MeshConfig, Partitioner
@@ -21,6 +21,7 @@ from sleep_jax.types import Sampling
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+torch.set_num_threads(1)  # of models this small, more threads wait for each other fifty times as long
 
 SMALL = {
     "vocab_size": 97,
@@ -50,18 +51,30 @@ FAMILIES = {
     "qwen3, tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
 }
 FAMILIES["qwen3"][1]["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA3 = {"head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 5, "tie_word_embeddings": True}
+GEMMA3 |= {"layer_types": FAMILIES["qwen3"][1]["layer_types"]}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+}
+FAMILIES["gemma3"] = ("Gemma3", GEMMA3 | {"rope_parameters": GEMMA3_ROPE})
+ALL_SEEN = {"layer_types": ["full_attention"] * 3, "num_attention_heads": 4, "tie_word_embeddings": False}
+FAMILIES["gemma3, no window"] = ("Gemma3", GEMMA3 | ALL_SEEN)
 OWN = ModelConfig(max_len=128)
 
 
 def other(name, dtype=torch.float32):
     """A model of transformers whose every number is random."""
     kind, settings = FAMILIES[name]
-    config = getattr(transformers, f"{kind}Config")(**SMALL | settings)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    there = getattr(transformers, f"{kind}ForCausalLM")
+    return shaken(there(there.config_class(**SMALL | settings))).to(dtype)
+
+
+def shaken(model):
     torch.manual_seed(7)
     for path, x in model.named_parameters():
         x.data = 0.25 * torch.randn_like(x) + float("norm" in path)
-    return model.to(dtype)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +93,7 @@ def saved(tmp_path_factory):
 
 def read(folder, mesh=None, devices=1, vocab_size=0):
     tensors = tensorfile.read_folder(folder)
-    c = convert.read_config(tensorfile.json_object(folder / "config.json"), tensors, OWN)
+    c = families.read_config(tensorfile.json_object(folder / "config.json"), tensors, OWN)
     model = ours(dataclasses.replace(c, vocab_size=max(c.vocab_size, vocab_size)))
     like = jax.eval_shape(model.init, jax.random.key(0))
     placed = Partitioner(mesh or MeshConfig(), jax.devices()[:devices]).abstract(like)
@@ -93,7 +106,7 @@ def ours(config):
 
 def write(folder, model, params):
     tensorfile.write(folder / "model.safetensors", *convert.tensors_of(params))
-    (folder / "config.json").write_text(json.dumps(convert.write_config(model.config)))
+    (folder / "config.json").write_text(json.dumps(families.write_config(model.config)))
 
 
 def theirs(model, tokens_BT):
@@ -120,7 +133,7 @@ def test_a_checkpoint_says_here_what_it_says_in_transformers_and_back_again(name
     np.testing.assert_array_equal(theirs(back, tokens_BT), wanted)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_greedy_continuations_are_those_of_transformers(name, saved):
     there, folder = saved(name)
     model, params = read(folder)
@@ -132,6 +145,9 @@ def test_greedy_continuations_are_those_of_transformers(name, saved):
     wanted = there.generate(torch.tensor(prompts_BT), do_sample=False, max_new_tokens=64, pad_token_id=0)
     np.testing.assert_array_equal(said.tokens_BT, wanted.numpy())
     assert len(np.unique(said.tokens_BT)) > 12
+    logits_BTV = jax.jit(lambda p, x: model.apply(p, x).logits_BTV)(params, said.tokens_BT)
+    wanted_BT = jax.nn.log_softmax(logits_BTV).max(-1)[:, 5:-1]
+    np.testing.assert_allclose(said.logps_BT[:, 6:], wanted_BT, rtol=1e-3, atol=1e-4)
 
 
 def test_one_file_and_several_and_a_mesh_give_the_same_bits(saved):
@@ -145,8 +161,9 @@ def test_one_file_and_several_and_a_mesh_give_the_same_bits(saved):
     assert {len(x.sharding.device_set) for x in jax.tree.leaves(split)} == {4}
 
 
-def test_half_precision_stays_and_leaves_as_it_came(saved, tmp_path):
-    there, folder = saved("qwen3", dtype=torch.bfloat16)
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_half_precision_stays_and_leaves_as_it_came(name, saved, tmp_path):
+    there, folder = saved(name, dtype=torch.bfloat16)
     model, params = read(folder)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     write(tmp_path, model, params)
@@ -239,32 +256,111 @@ def test_what_is_not_supported_is_named(change, saved, tmp_path):
     ],
 )
 def test_windows_that_disagree_are_named(change, said, saved):
-    folder = saved("qwen2")[1]
+    refused(saved("qwen2")[1], change, said)
+
+
+def refused(folder, change, said):
     fields = tensorfile.json_object(folder / "config.json") | change
     with pytest.raises(ValueError, match=said):
-        convert.read_config(fields, tensorfile.read_folder(folder), OWN)
+        families.read_config(fields, tensorfile.read_folder(folder), OWN)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not known here"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not known here"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ({"hidden_activation": "gelu"}, "hidden_activation='gelu' is not supported, 'gelu_pytorch_tanh' is"),
+        ({"query_pre_attn_scalar": None}, "does not say query_pre_attn_scalar"),
+        ({"head_dim": None}, "does not say head_dim"),
+        ({"layer_types": None}, "says neither layer_types nor sliding_window_pattern"),
+        ({"sliding_window": None}, "has sliding_attention, but sliding_window=None"),
+        ({"rope_parameters": None, "rope_theta": 1e6}, "sliding_attention, does not say rope_theta"),
+        ({"rope_parameters": {"rope_theta": 1e6}}, "must have an entry for each of .*'sliding_attention'"),
+        (
+            {"rope_parameters": GEMMA3_ROPE | {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}},
+            "rope_type='yarn' is not supported",
+        ),
+        (
+            {"rope_parameters": GEMMA3_ROPE | {"sliding_attention": GEMMA3_ROPE["full_attention"]}},
+            "rope_type='linear' of sliding_attention is not supported, 'default' is",
+        ),
+    ],
+)
+def test_what_no_gemma_here_computes_is_named(change, said, saved):
+    refused(saved("gemma3")[1], change, said)
+
+
+def test_of_a_gemma_that_sees_the_text_part_is_read(tmp_path):
+    """Its config.json as transformers 4 wrote it: what is everybody's is left out, down to the heads."""
+    text = {k: SMALL[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+    text |= {"sliding_window": 4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    text |= {"layer_types": GEMMA3["layer_types"]}
+    sight = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sight |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=dict(text), vision_config=sight, mm_tokens_per_image=4)
+    there = shaken(transformers.Gemma3ForConditionalGeneration(config))
+    there.save_pretrained(tmp_path)
+    fields = tensorfile.json_object(tmp_path / "config.json") | {"text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    found = pretrained.find(str(tmp_path))
+    c = families.read_config(found.fields, found.tensors, OWN)
+    assert (c.heads, c.kv_heads, c.head_size, found.rows) == (8, 4, 256, 97)
+    model = ours(c)
+    placed = Partitioner(MeshConfig(), jax.devices()[:1]).abstract(
+        jax.eval_shape(model.init, jax.random.key(0))
+    )
+    params = convert.load(found.tensors, placed, found.rows)
+    wanted = theirs(there, tokens(2, 20))
+    logits = jax.jit(lambda p, x: model.apply(p, x).logits_BTV)(params, tokens(2, 20))
+    np.testing.assert_allclose(logits, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+    for more in (
+        {"quantization_config": {"bits": 4}},
+        {"architectures": ["Gemma3ForSequenceClassification"]},
+    ):
+        with pytest.raises(ValueError, match=next(iter(more))):
+            families.read_config(families.text_part(fields | more, found.tensors)[0], found.tensors, OWN)
+
+
+def test_what_a_gemma_that_sees_does_not_say_is_what_transformers_takes_it_for():
+    config = transformers.Gemma3TextConfig()
+    said = config.to_dict() | {"sliding_window_pattern": config._sliding_window_pattern}
+    said["rope_theta"] = config.rope_parameters["full_attention"]["rope_theta"]
+    said["rope_local_base_freq"] = config.rope_parameters["sliding_attention"]["rope_theta"]
+    assert {key: said[key] for key in families.UNSAID} == families.UNSAID
 
 
 def test_older_forms_of_config_json_say_the_same(saved):
     """Before transformers 5 the rotary settings were elsewhere, and windows were a number of layers."""
-    for name in ("llama", "llama, linear", "qwen2"):
+    for name in ("llama", "llama, linear", "qwen2", "gemma3"):
         folder = saved(name)[1]
         tensors = tensorfile.read_folder(folder)
         new = tensorfile.json_object(folder / "config.json")
         old = copy.deepcopy(new)
         rope = old.pop("rope_parameters")
+        if name == "gemma3":
+            old |= {
+                "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+                "sliding_window_pattern": 2,
+            }
+            rope = rope["full_attention"]
         old["rope_theta"], kind = rope.pop("rope_theta"), rope.pop("rope_type")
         old["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
         old.pop("layer_types", None)
-        assert convert.read_config(old, tensors, OWN) == convert.read_config(new, tensors, OWN)
-        again = convert.write_config(convert.read_config(new, tensors, OWN))
-        assert convert.read_config(again, tensors, OWN) == convert.read_config(new, tensors, OWN)
+        assert families.read_config(old, tensors, OWN) == families.read_config(new, tensors, OWN)
+        again = families.write_config(families.read_config(new, tensors, OWN))
+        other = dataclasses.replace(OWN, rope_factor=2.0, query_scalar=5)  # not theirs to say
+        assert families.read_config(again, tensors, other) == families.read_config(new, tensors, OWN)
 
 
 def test_a_model_that_no_architecture_has_cannot_be_written():
-    with pytest.raises(
-        ValueError, match="model.qkv_bias=True, model.qk_norm=True and model.window=0 together"
-    ):
-        convert.write_config(dataclasses.replace(OWN, qkv_bias=True, qk_norm=True))
-    with pytest.raises(ValueError, match="model.window=4"):
-        convert.write_config(dataclasses.replace(OWN, window=4, window_layers=(0,)))
+    with pytest.raises(ValueError, match="model.qkv_bias=True, model.qk_norm=True, .*model.window=0"):
+        families.write_config(dataclasses.replace(OWN, qkv_bias=True, qk_norm=True))
+    near = {"window": 4, "window_layers": (0,)}
+    for settings in (near, {"query_scalar": 7}, {"post_norms": True}, {"activation": "gelu_tanh"}):
+        key, value = next(iter(settings.items()))
+        with pytest.raises(ValueError, match=f"model.{key}={value!r}"):
+            families.write_config(dataclasses.replace(OWN, **settings))
+    with pytest.raises(ValueError, match="model.rope_local_theta=9.0"):
+        families.write_config(dataclasses.replace(OWN, qk_norm=True, rope_local_theta=9.0, **near))

@@ -147,10 +147,14 @@ def test_tokens_come_as_often_as_their_probability_says():
 # With the network: the cache agrees with the full forward pass.
 
 
+# As much as there is in one model: every family is a part of it.
+ALL = {"heads": 4, "kv_heads": 2, "qk_norm": True, "qkv_bias": True, "tie_embeddings": False}
+ALL |= {"post_norms": True, "norm_plus_one": True, "scaled_embeddings": True, "activation": "gelu_tanh"}
+
+
 @pytest.fixture(scope="module")
 def model(tiny):
-    qwen = {"qk_norm": True, "qkv_bias": True, "tie_embeddings": False}
-    return tiny(heads=4, kv_heads=2, window=3, window_layers=(1,), **qwen)
+    return tiny(window=3, window_layers=(1,), rope_local_theta=50.0, query_scalar=3, **ALL)
 
 
 @pytest.fixture(scope="module")
@@ -351,8 +355,8 @@ def test_texts_of_a_grammar_come_as_often_as_the_model_has_them_token_by_token()
 
 
 def test_a_queue_in_half_precision_says_what_it_scores(tiny, self_, queue):
-    half, full = (tiny(heads=4, kv_heads=2, qk_norm=True, qkv_bias=True, tie_embeddings=False, **options)
-                  for options in ({"compute_dtype": "bfloat16"}, {}))  # fmt: skip
+    small = ALL | {"norm_plus_one": False, "scaled_embeddings": False}  # larger numbers round by more
+    half, full = (tiny(**small, **options) for options in ({"compute_dtype": "bfloat16"}, {}))
     params, memory = self_
     forget = memory_lib.with_active(memory, np.zeros((2, 3), bool))  # a hard gate may tip by rounding
     run = jax.jit(lambda *rows: half.drain(params, *rows, np.arange(SEATS), Sampling(NEW), memory=forget))

@@ -5,7 +5,7 @@ import pytest
 
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import ModelConfig
-from sleep_jax.model.layers import RMSNorm, SwiGLU, attend, frequencies, last_seen, project, rotary
+from sleep_jax.model.layers import GLU, RMSNorm, attend, frequencies, last_seen, project, rotary
 
 
 def normal(*shape, seed=0):
@@ -103,7 +103,7 @@ def test_rms_norm_is_its_formula(dtype):
 
 def swiglu(params, x_BTD, fast=None, **settings):
     config = ModelConfig(width=x_BTD.shape[-1], ff=params["gate_NDF"].shape[-1], **settings)
-    return SwiGLU(config).apply({"params": params}, x_BTD, fast)
+    return GLU(config).apply({"params": params}, x_BTD, fast)
 
 
 def mlp(D, F, seed=0):

@@ -22,6 +22,22 @@ STRETCHED = {
     "window": 3,
     "window_layers": (0,),
 }
+GEMMA_LIKE = {
+    "width": 24,  # whose root bfloat16 rounds
+    "param_dtype": "bfloat16",
+    "qk_norm": True,
+    "norm_plus_one": True,
+    "post_norms": True,
+    "scaled_embeddings": True,
+    "activation": "gelu_tanh",
+    "query_scalar": 7,
+    "head_size": 16,
+    "rope_theta": 100.0,
+    "rope_factor": 4.0,
+    "rope_local_theta": 20.0,
+    "window": 3,
+    "window_layers": (0,),
+}
 B, T = 3, 8
 
 
@@ -54,11 +70,14 @@ class Reference:
         self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(self, x, scale):
+        scale = scale + self.c.norm_plus_one
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c.norm_eps) * scale
 
-    def rope(self, x_TK):
+    def rope(self, x_TK, local):
         half = self.c.head_size // 2
-        frequency = self.c.rope_theta ** (-np.arange(half) / half)
+        frequency = (self.c.rope_local_theta if local else self.c.rope_theta) ** (-np.arange(half) / half)
+        if not local and not self.c.rope_original:
+            frequency /= self.c.rope_factor
         for k in range(half) if self.c.rope_original else ():
             turns = self.c.rope_original * frequency[k] / (2 * np.pi)
             if turns < self.c.rope_low:
@@ -79,7 +98,9 @@ class Reference:
                 q, k, v = q + p["q_bias_NHK"][n, h], k + p["k_bias_NJK"][n, j], v + p["v_bias_NJK"][n, j]
             if self.c.qk_norm:
                 q, k = self.norm(q, p["q_norm"]["scale"][n]), self.norm(k, p["k_norm"]["scale"][n])
-            score_TS = self.rope(q) @ self.rope(k).T / np.sqrt(self.c.head_size)
+            local = n in self.c.window_layers and self.c.rope_local_theta
+            q, k = self.rope(q, local), self.rope(k, local)
+            score_TS = q @ k.T / np.sqrt(self.c.query_scalar or self.c.head_size)
             seen_TS = np.tri(T)
             if n in self.c.window_layers:
                 seen_TS -= np.tri(T, k=-self.c.window)
@@ -98,21 +119,36 @@ class Reference:
                     y_TD[t] += self.scale * (h_R / (1 + np.exp(-h_R))) @ bank["b_NLERD"][n, level, e]
         return y_TD
 
+    def gate(self, g_TF):
+        if self.c.activation == "silu":
+            return g_TF / (1 + np.exp(-g_TF))
+        return 0.5 * g_TF * (1 + np.tanh(np.sqrt(2 / np.pi) * (g_TF + 0.044715 * g_TF**3)))
+
     def logits(self, tokens_T, positions_T):
         self.positions_T = positions_T
         p, fast = self.params["blocks"], self.memory.fast
         x_TD = self.params["embed_VD"][tokens_T]
+        if self.c.scaled_embeddings:
+            x_TD = x_TD * float(jnp.asarray(self.c.width**0.5, self.c.param_dtype))
+
+        def add(x_TD, y_TD, norm, n):
+            return x_TD + (self.norm(y_TD, p[norm]["scale"][n]) if self.c.post_norms else y_TD)
+
         for n in range(self.c.layers):
-            x_TD = x_TD + self.attention(p["attn"], self.norm(x_TD, p["attn_norm"]["scale"][n]), n)
+            y_TD = self.attention(p["attn"], self.norm(x_TD, p["attn_norm"]["scale"][n]), n)
+            x_TD = add(x_TD, y_TD, "attn_post_norm", n)
             h_TD = self.norm(x_TD, p["mlp_norm"]["scale"][n])
             gate, up, down = (p["mlp"][k][n] + fast[k][n] for k in ("gate_NDF", "up_NDF", "down_NFD"))
-            g_TF = h_TD @ gate
-            x_TD = x_TD + (g_TF / (1 + np.exp(-g_TF)) * (h_TD @ up)) @ down + self.experts(h_TD, n)
+            y_TD = (self.gate(h_TD @ gate) * (h_TD @ up)) @ down + self.experts(h_TD, n)
+            x_TD = add(x_TD, y_TD, "mlp_post_norm", n)
         x_TD = self.norm(x_TD, self.params["final_norm"]["scale"])
         return x_TD @ (self.params["embed_VD"].T if self.c.tie_embeddings else self.params["head_DV"])
 
 
-@pytest.mark.parametrize("settings", [{}, QWEN_LIKE, STRETCHED], ids=["llama", "qwen", "stretched"])
+SHAPES = {"llama": {}, "qwen": QWEN_LIKE, "stretched": STRETCHED, "gemma": GEMMA_LIKE}
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
 def test_logits_are_those_of_a_decoder_written_in_numpy(settings, tiny, grown):
     model = tiny(**settings)
     params, memory = grown(model)
@@ -213,8 +249,9 @@ def test_remat_and_unrolling_change_no_number(tiny, grown):
     chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_birth_draws_every_layer_anew_with_variance_one_over_fan_in(tiny):
-    model = tiny(width=32, ff=48, head_size=16, **QWEN_LIKE)
+@pytest.mark.parametrize("more", [{}, {"norm_plus_one": True, "post_norms": True}], ids=["", "plus one"])
+def test_birth_draws_every_layer_anew_with_variance_one_over_fan_in(more, tiny):
+    model = tiny(width=32, ff=48, head_size=16, **QWEN_LIKE, **more)
     params = jax.jit(model.init)(jax.random.key(0))
     table = trees.named(params)
     fan_in = {"q_NDHK": 32, "k_NDJK": 32, "v_NDJK": 32, "o_NHKD": 64, "embed_VD": 32, "head_DV": 32}
@@ -225,7 +262,7 @@ def test_birth_draws_every_layer_anew_with_variance_one_over_fan_in(tiny):
             assert abs(float(x.std()) * fan_in[name] ** 0.5 - 1) < 0.1, path
             assert "_N" not in name or not np.allclose(x[0], x[1])
         else:
-            assert (x == (0 if "bias" in name else 1)).all(), path
+            assert (x == (0 if "bias" in name or more else 1)).all(), path
     assert {p.rsplit("/", 1)[-1] for p in table} >= {*fan_in, "q_bias_NHK", "k_bias_NJK", "v_bias_NJK"}
     assert table["blocks/attn/k_NDJK"].shape == (2, 32, 2, 16)
 
@@ -255,6 +292,8 @@ def test_a_sequence_longer_than_the_model_is_an_error_with_both_numbers(tiny, gr
         ({"rope_high": 1.0}, "model.rope_high=1.0 must be above model.rope_low=1.0"),
         ({"window": 4}, r"model.window=4 and model.window_layers=\(\) go together"),
         ({"window": 4, "window_layers": (0, 4)}, "names 4, but model.layers=4 counts 0 to 3"),
+        ({"rope_local_theta": 9.0}, "model.rope_local_theta=9.0 is for the layers with a window, .*window=0"),
+        ({"activation": "gelu"}, "model.activation='gelu' is neither 'silu' nor 'gelu_tanh'"),
     ],
 )
 def test_a_shape_that_cannot_be_is_named(settings, said):
