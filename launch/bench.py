@@ -3,6 +3,7 @@
 python -m launch.bench [--config=configs/clinc150.py] [--json=FILE] [--seconds=30] [--config.KEY=VALUE ...]
 python -m launch.bench --suite=dream ...     trials of dreams instead: launch/bench_dream.py
 python -m launch.bench --suite=peers ...     the same model here and in PyTorch: launch/bench_peers.py
+python -m launch.bench --suite=real ...      a checkpoint of 0.6 B parameters lives: launch/bench_real.py
 
 Sizes are the configuration's, tokens are random: no data, no tokenizer, nothing is written but FILE. All is
 compiled as in a life and timed in turns, so that another job on the machine slows all of it alike.
@@ -28,6 +29,7 @@ import rich.console
 import rich.table
 
 from sleep_jax import cost, losses, metrics, optim, partition, rng, rollout, steps, terminal, trees, wake
+from sleep_jax.figures import scaled
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
 from sleep_jax.partition import Partitioner
@@ -372,7 +374,7 @@ def show(report: dict[str, Any]) -> None:
     machine, training, seeding = report["machine"], report["training"], report["seeding"]
     print(
         f"{machine['devices']}, {machine['cores']} cores, load average {machine['load']}, "
-        f"jax {machine['jax']}, {terminal.scaled(machine['parameters'])} parameters, "
+        f"jax {machine['jax']}, {scaled(machine['parameters'])} parameters, "
         f"medians of {report['turns']} turns"
     )
 
@@ -392,7 +394,7 @@ def show(report: dict[str, Any]) -> None:
             f["name"],
             f["shape"],
             f"{median:.1f} ({least:.1f} to {most:.1f})",
-            terminal.scaled(f["tokens_per_s"]),
+            scaled(f["tokens_per_s"]),
             "–" if f["flops"] is None else f"{f['flops'] / 1e9:.2f}",
             "–" if f["flops"] is None else f"{f['xla_flops'] / 1e9:.2f}",
             "–" if f["flops"] is None else f"{f['flops_per_s'] / 1e9:.1f}",
@@ -413,24 +415,26 @@ def show(report: dict[str, Any]) -> None:
         f"a seeding step costs {seeding['total']:.2f} SFT steps of as many tokens (update "
         f"{seeding['update']:.2f}, sampling {seeding['sampling']:.2f}, scoring at most "
         f"{seeding['scoring']:.2f}); wanted: at most {GOALS['seeding']:.0f}\n"
-        f"peak memory of this process: {terminal.scaled(report['peak_rss_bytes'], 'B')}"
+        f"peak memory of this process: {scaled(report['peak_rss_bytes'], 'B')}"
     )
 
 
 if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
     from absl import app, flags, logging
 
-    from launch import bench_dream, bench_peers, heap, options
+    from launch import bench_dream, bench_peers, bench_real, heap, options
     from sleep_jax import settings
 
-    SUITES = {
-        "life": (measure, show),
-        "dream": (bench_dream.measure, bench_dream.show),
-        "peers": (bench_peers.measure, bench_peers.show),
+    SUITES = {  # each with the configuration that it takes if none is given
+        "life": (measure, show, "configs/clinc150.py"),
+        "dream": (bench_dream.measure, bench_dream.show, "configs/tiny.py"),
+        "peers": (bench_peers.measure, bench_peers.show, "configs/tiny.py"),
+        "real": (bench_real.measure, bench_real.show, "configs/base.py"),
     }
-    SUITE = flags.DEFINE_enum("suite", "life", list(SUITES), "steps of a life, trials of dreams, or PyTorch")
-    small = any(arg.endswith(("dream", "peers")) for arg in sys.argv)  # trials are wanted at the tiny size
-    CONFIG = options.config("configs/tiny.py" if small else "configs/clinc150.py", "whose sizes")
+    SUITE = flags.DEFINE_enum("suite", "life", list(SUITES), "what is measured, see above")
+    words = [arg.removeprefix("--suite=") for arg in sys.argv]  # flags are parsed when all are defined
+    asked = next((word for word in words if word in SUITES), "life")
+    CONFIG = options.config(SUITES[asked][2], "whose sizes")
     SECONDS = flags.DEFINE_float("seconds", 30.0, "time spent on measuring, at least three turns")
     JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
 
@@ -441,7 +445,7 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
         try:
             config = settings.load(CONFIG.value.to_dict())
-            run, tell = SUITES[SUITE.value]
+            run, tell, _ = SUITES[SUITE.value]
             report = run(config, seconds=SECONDS.value)
         except ValueError as error:
             sys.exit(f"ValueError: {error}")

@@ -21,6 +21,7 @@ import rich.box
 import rich.table
 
 from sleep_jax import metrics, partition, terminal, trees
+from sleep_jax.figures import scaled
 from sleep_jax.model import lora
 from sleep_jax.model.build import build
 from sleep_jax.partition import Partitioner
@@ -60,7 +61,7 @@ def measure(config: Config, *, seconds: float) -> dict[str, Any]:
         chosen = jax.tree.map(lambda x, count=count: x[:count], lesson)
         frozen = (params if count == 1 else everywhere), None
         chosen = partition.put_rows(chosen, frozen[0])
-        compiled = run.lower(start, frozen, chosen).compile()
+        compiled = run.trace(start, frozen, chosen).lower().compile()
         memory = compiled.memory_analysis()
         sizes[count] = {"argument": memory.argument_size_in_bytes, "output": memory.output_size_in_bytes,
                         "temp": memory.temp_size_in_bytes}  # fmt: skip
@@ -147,7 +148,7 @@ def _peft(config: Config, rows: Batch) -> Callable[[], None]:
 def show(report: dict[str, Any]) -> None:
     """Prints the table, and what is wanted of it."""
     print(
-        f"{report['devices']} x {report['device']}, {terminal.scaled(report['parameters'])} parameters, rank "
+        f"{report['devices']} x {report['device']}, {scaled(report['parameters'])} parameters, rank "
         f"{report['rank']}, {report['steps']} steps on {report['tokens']} tokens a trial, medians of "
         f"{report['turns']} turns"
     )

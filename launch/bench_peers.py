@@ -26,6 +26,7 @@ import numpy as np
 
 from sleep_jax import metrics, optim, partition, pretrained, rng, rollout, steps, tensorfile, terminal, trees
 from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.figures import scaled
 from sleep_jax.model import convert, families
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.build import build
@@ -141,11 +142,14 @@ class _Ours:
 
     def decoder(self, prompts: np.ndarray) -> Callable[[], np.ndarray]:
         run = rollout.compiled(self.model.decode, Sampling(DECODED["new"], 0.0))
+        run = functools.partial(run, rollout.ANSWERS, self.params, None, None, None)
         lengths = np.full(len(prompts), prompts.shape[1], np.int32)
         keys = rng.per_row(jax.random.key(0), len(prompts))
 
         def decode() -> np.ndarray:
-            return partition.fetch(run(self.params, None, None, None, prompts, lengths, keys)).tokens_BT
+            return partition.fetch(
+                run(rollout.ANSWERS, self.params, None, None, None, prompts, lengths, keys)
+            ).tokens_BT
 
         return decode
 
@@ -159,7 +163,7 @@ class _Ours:
         objective = consolidate.objective(self.model, self.seed, consolidate.into_slot(0, 0))
         step = jax.jit(steps.make(objective, self.optimizer), donate_argnums=0)
         state = [steps.init(self.optimizer, jax.tree.map(jnp.copy, self.slot))]  # a step takes its memory
-        score = consolidate.scorer(self.model)
+        score = functools.partial(consolidate.scorer(self.model), consolidate.SCORING)
         read = self.params, None, None, batch.tokens_BT, batch.segments_BT, batch.positions_BT
         own, at_hand = np.ones(len(rows), np.float32), score(*read)
 
@@ -258,11 +262,11 @@ def show(report: dict[str, Any]) -> None:
         for task, by in report["tokens_per_s"].items()
     ]  # fmt: skip
     title = (
-        f"{report['device']}, {terminal.scaled(report['parameters'])} parameters, {report['trained']} "
+        f"{report['device']}, {scaled(report['parameters'])} parameters, {report['trained']} "
         f"of them trained; tokens per second, medians of {report['turns']} turns"
     )
     terminal.show([terminal.table(title, ["", "", "here", "PyTorch", "times", "wanted"], rows)])
     print(
         f"{100 * report['same_tokens']:.1f} % of the decoded tokens are the same; peak memory "
-        f"{terminal.scaled(report['peak_rss_bytes'], 'B')}"
+        f"{scaled(report['peak_rss_bytes'], 'B')}"
     )

@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 import jax
 import numpy as np
 
-from sleep_jax import losses, metrics, partition, rollout
+from sleep_jax import cost, losses, metrics, partition, rollout
 from sleep_jax.bounds import at_least
 from sleep_jax.data import packing
 from sleep_jax.data.encoding import Encoded
@@ -24,6 +24,8 @@ from sleep_jax.types import Array, Batch, Memory, Model, Sampling, Tree
 
 OWN, PYTHON = "self", "python"
 FILE = "anchor.json"
+SAID = cost.Kind("sampling general text", cost.SCORED)
+LOSS = cost.Kind("the loss on general text", "set model.logit_chunk=64, " + cost.SCORED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,8 @@ def said(
 ) -> list[str]:
     """`count` texts of at most `length` tokens that a model says of itself, sampled at temperature 1."""
     opening = np.full((count, 1), tok.bos, np.int32), np.ones(count, np.int32)
-    out = rollout.generate(model, params, None, opening, key, Sampling(length - 1), batch_size=batch_size)
+    how = Sampling(length - 1)
+    out = rollout.generate(model, params, None, opening, key, how, batch_size=batch_size, kind=SAID)
     texts = (tok.decode(ids).removeprefix(" ") for ids in rollout.completions(out, opening[1]))
     return [text for text in texts if text.strip() and "\ufffd" not in text]
 
@@ -119,11 +122,11 @@ def loss(model: Model, params: Tree, memory: Memory | None, batch: Batch, batch_
     padded = jax.tree.map(lambda x: np.pad(x, [(0, -count % batch_rows), (0, 0)]), batch)
     for start in range(0, count, batch_rows):
         part = jax.tree.map(lambda x, start=start: x[start : start + batch_rows], padded)
-        nll = partition.fetch(_nll(model)(params, memory, partition.put_rows(part, params)))
+        nll = partition.fetch(_nll(model)(LOSS, params, memory, partition.put_rows(part, params)))
         total, weight = total + float(nll.total), weight + float(nll.count)
     return total / weight
 
 
 @functools.lru_cache(maxsize=8)
 def _nll(model: Model):
-    return jax.jit(lambda params, memory, batch: losses.next_token(model, params, memory, batch))
+    return cost.Program(lambda params, memory, batch: losses.next_token(model, params, memory, batch))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sleep_jax.terminal import percent, scaled
+from sleep_jax.figures import percent, scaled
 
 POINTS_DRAWN = 120
 

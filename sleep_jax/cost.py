@@ -1,13 +1,21 @@
-"""What a program costs, known before it runs: its FLOPs from its text, its memory from the compiler."""
+"""What a program costs, known before it runs: its FLOPs from its text, its memory from the compiler.
 
+Every program that holds a model is a `Program`, or a step that `fit` compiles: neither runs before its memory
+has been held against what there is.
+"""
+
+import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
+
+from sleep_jax.figures import scaled
 
 
 def flops(traced: Any, trips: int | None = None) -> int:
@@ -66,16 +74,22 @@ def compiled(run: Any, *args: Any, trips: int | None = None) -> tuple[Any, dict[
 
     Returns:
       The compiled function, and {"flops": over all devices, "xla_flops": by XLA's cost analysis of one
-      device, loops taken once, "bytes": {"argument", "output", "alias", "temp"} of one, where what is handed
-      out in the place of an argument is alias and not taken twice}.
+      device, loops taken once, "bytes": as `memory` has them}.
     """
     traced = run.trace(*args)
     program = traced.lower().compile()
-    memory = program.memory_analysis()
-    sizes = {k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp")}
     analysis = program.cost_analysis() or {}
     counted = {"flops": flops(traced, trips), "xla_flops": float(analysis.get("flops", 0.0))}
-    return program, {**counted, "bytes": sizes}
+    return program, {**counted, "bytes": memory(program)}
+
+
+def memory(program: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of one device, {"argument", "output", "alias", "temp"}.
+
+    What is handed out in the place of an argument is alias and not taken twice.
+    """
+    found = program.memory_analysis()
+    return {k: getattr(found, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp")}
 
 
 CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
@@ -101,24 +115,76 @@ def room() -> int:
     return host // len(devices)
 
 
-def check(name: str, sizes: dict[str, int]) -> str:
-    """What a step takes of a device, for a person.
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a program is run for.
+
+    Attributes:
+      name: of one run, as in "<name> takes 1.2 GB".
+      lower: what to do where it does not fit while it runs, with the keys.
+    """
+
+    name: str
+    lower: str
+
+
+GRADIENT = "set model.remat=True and model.logit_chunk=64, lower row_length or "  # then keys of the batch
+SCORED = "lower row_length or eval_batch (a quarter of it is read at once)"
+
+_told: dict[str, int] = {}  # by the name of a kind, the bytes that were told of last
+
+
+def tell(kind: Kind, sizes: dict[str, int]) -> None:
+    """Prints what a program takes of a device, once a kind, and again where it takes twice as much.
 
     Raises:
       ValueError: it takes more than there is; names the keys that lower it.
     """
     take, have = needed(sizes), room()
-    told = f"{name}: a step takes {_size(take)} of the {_size(have)} of each device"
-    if take <= have:
-        return told
-    kept, working = (_size(sizes[k]) for k in ("argument", "temp"))
-    raise ValueError(
-        f"{told}: {kept} for parameters, state and batch, {working} while it runs. It cannot run. For the "
-        "latter raise micro_batches, set model.remat=True and model.logit_chunk=64, or lower row_length and "
-        "the phase's batch_rows; for the former spread the model over more devices (mesh.fsdp, mesh.model) "
-        "or set model.param_dtype=bfloat16"
-    )
+    told = f"{kind.name} takes {scaled(take, 'B')} of the {scaled(have, 'B')} of each device"
+    if take > have:
+        given, working = (scaled(sizes[k], "B") for k in ("argument", "temp"))
+        raise ValueError(
+            f"{told}: {given} for parameters, memory and batch, {working} while it runs. It cannot run. For "
+            f"the latter {kind.lower}; for the former spread the model over more devices (mesh.fsdp, "
+            "mesh.model) or set model.param_dtype=bfloat16"
+        )
+    if take >= 2 * _told.get(kind.name, 0):
+        _told[kind.name] = take
+        print(told, flush=True)
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
+class Program:
+    """A function jitted and compiled ahead of its first run with arguments of other shapes.
+
+        score = Program(function)
+        hidden_BTD = score(kind, *args)
+
+    What it takes is then held against what there is (`tell`). Nothing is compiled twice, not for another
+    kind either.
+    """
+
+    def __init__(self, function: Callable, donate: tuple[int, ...] = ()):
+        """`donate` are positions of arguments whose memory a run may reuse."""
+        self._jitted = jax.jit(function, donate_argnums=donate)
+        self._ready: dict[Any, tuple[jax.stages.Compiled, set[Kind]]] = {}
+
+    def trace(self, *args: Any) -> jax.stages.Traced:
+        """As `jax.jit` has it."""
+        return self._jitted.trace(*args)
+
+    def __call__(self, kind: Kind, *args: Any) -> Any:
+        """The function's result.
+
+        Raises:
+          ValueError: it takes more than a device has.
+        """
+        leaves, structure = jax.tree.flatten(args)
+        types = structure, *((jax.typeof(x), getattr(x, "sharding", None)) for x in leaves)
+        if types not in self._ready:
+            self._ready[types] = self.trace(*args).lower().compile(), set()
+        program, told = self._ready[types]
+        if kind not in told:
+            tell(kind, memory(program))
+            told.add(kind)
+        return program(*args)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import checkpoint, cost, metrics, rng, terminal
@@ -18,12 +17,18 @@ from sleep_jax.settings import Config
 from sleep_jax.steps import Step
 from sleep_jax.types import Model, Tree
 
-# By the first word of a phase, the key to lower when its loss is not finite.
+# By the first word of a phase, the key to lower when its loss is not finite, and what a step is made of.
 RATES = {
     "birth": "birth.optim.lr",
     "wake": "wake.lr",
     "sleep": "sleep.optim.lr",
     "train": "baseline.optim.lr",
+}
+ROWS = {
+    "birth": "birth.batch_rows, or raise micro_batches",
+    "wake": "memory.periods",
+    "sleep": "sleep.batch_rows, or raise micro_batches",
+    "train": "baseline.batch_rows, or raise micro_batches",
 }
 
 
@@ -75,12 +80,11 @@ class World:
         Raises:
           ValueError: it takes more memory than a device has.
         """
-        run, first = self.partitioner.compile(step), name not in self.costs
+        run = self.partitioner.compile(step)
         compiled, self.costs[name] = cost.compiled(run, state, frozen, batch, key)
         metrics.write_memory(self.workdir, self.costs)
-        told = cost.check(name, self.costs[name]["bytes"])
-        if first:
-            print(told, flush=True)
+        rows = ROWS.get(name.split("-")[0], "the batch")
+        cost.tell(cost.Kind(f"a step of {name}", cost.GRADIENT + rows), self.costs[name]["bytes"])
         return compiled
 
 
@@ -141,7 +145,7 @@ def fit(
     c, partitioner, name = world.config, world.partitioner, phase.split("-", 1)[1]
     rate = RATES.get(name.split("-")[0], "the learning rate")
     # The step donates its state, and what is handed in may live on elsewhere (as part of `frozen`, for one).
-    state, frozen = partitioner.put(jax.tree.map(jnp.copy, state)), partitioner.put(frozen)
+    state, frozen = partitioner.put(state), partitioner.placed(frozen)
     best, best_loss, stale, done = fetch(state.params) if early else (), float("inf"), 0, 0
     key = rng.fold(rng.stream(world.seed, phase))
     resumed = checkpoint.load_rolling(

@@ -176,7 +176,7 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
 
     def train(state: State) -> State:
         place = world.partitioner
-        params = pretrained.params(source, place.abstract(like.params)) if source else place.put(init())
+        params = pretrained.params(source, place.abstract(like.params)) if source else place.placed(init())
         key = rng.stream(seed, "birth/anchor")
         if source:
             _set_anchor(world, params, key, untouched=True)
@@ -278,7 +278,7 @@ def live(
     checkpoint.sweep(workdir)
     world = world_of(config, seed, workdir, material, newborn.tok, name)
     world.newborn = newborn.params
-    memory = world.partitioner.put(world.model.init_memory(rng.stream(seed, "birth/memory")))
+    memory = world.partitioner.placed(world.model.init_memory(rng.stream(seed, "birth/memory")))
     lived: list[Experience] = [material.birth]
 
     def begin(state: State) -> State:

@@ -3,7 +3,7 @@
 Every file of a work directory that is not a checkpoint is written here and read by `report`:
 
     metrics.jsonl   one line a logged step; no wall-clock value ever, so that a resumed life is bit-equal
-    timings.jsonl   what took how long; the only place for seconds beside summary.json
+    timings.jsonl   what took how long, and the most memory so far; only summary.json has seconds too
     tb/             the metrics once more, as TensorBoard events, one run per phase and cycle
     summary.json    `Summary`
     retention.csv   accuracy on each experience after each experience
@@ -370,8 +370,9 @@ class MetricsWriter:
         board.flush()
 
     def time(self, phase: str, cycle: int, seconds: float, **info: Any) -> None:
-        """Logs what took how long."""
-        self._timings.write(_json({"phase": phase, "cycle": cycle, "seconds": float(seconds)} | info))
+        """Logs what took how long, and the most memory that the process has had by its end."""
+        line = {"phase": phase, "cycle": cycle, "seconds": float(seconds), "peak_rss_bytes": peak_rss_bytes()}
+        self._timings.write(_json(line | info))
         self._timings.flush()
 
     @contextlib.contextmanager

@@ -174,10 +174,13 @@ class Partitioner:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, self.shardings(tree)
         )
 
+    def placed(self, tree: Tree) -> Tree:
+        """Parameters, memory or state placed by the rules; what lies there already is not copied."""
+        return jax.device_put(tree, self.shardings(tree))
+
     def put(self, tree: Tree) -> Tree:
         """Places a copy of parameters, memory or state by the rules; donating it leaves `tree` usable."""
-        own = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
-        return jax.device_put(own, self.shardings(tree))
+        return self.placed(jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree))
 
     def check_rows(self, batches: dict[str, int]) -> None:
         """Makes sure that batches of so many rows, by the keys that say so, divide over the devices.

@@ -137,4 +137,6 @@ def tokenizer(checkpoint: str, given: str) -> Tokenizer:
 def params(checkpoint: str, like: Tree) -> Tree:
     """The parameters of a checkpoint, placed as `like` says (`convert.load`)."""
     found = find(checkpoint)
-    return convert.load(found.tensors, like, found.rows, found.name)
+    loaded = convert.load(found.tensors, like, found.rows, found.name)
+    find.cache_clear()  # while its files are mapped, what was read of them counts as memory of this process
+    return loaded

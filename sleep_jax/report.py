@@ -33,8 +33,8 @@ from sleep_jax.charts import (
     table,
     thin,
 )
+from sleep_jax.figures import duration, percent, scaled
 from sleep_jax.runs import Labels, Run, by_method, dicts, find_runs, leaks, mapping, number
-from sleep_jax.terminal import duration, percent, scaled
 
 TEMPLATE = pathlib.Path(__file__).parent / "assets" / "report.html"
 PANELS_DRAWN, COLOURS = 24, 8

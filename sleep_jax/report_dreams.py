@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from sleep_jax.charts import Html, Line, counted, el, foldable, join, legend, line_chart, table
+from sleep_jax.figures import percent
 from sleep_jax.runs import Labels, Run, dicts, mapping, number, sample
 from sleep_jax.studies import tables
-from sleep_jax.terminal import percent
 
 DREAMS_SHOWN, CHARACTERS_SHOWN = 6, 240
 

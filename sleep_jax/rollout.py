@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from sleep_jax import partition, rng
+from sleep_jax import cost, partition, rng
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -16,13 +16,14 @@ from sleep_jax.types import Array, Memory, Model, Rollout, Sampling, Tree
 WIDTH = 16  # longer prompts are padded to a multiple of this, so that few shapes are compiled
 QUEUE = 16  # batches in a compiled queue: the seats that empty at its end cost little
 READ = 4  # times as long as what is sampled: longer prompts are read in one go and not token by token
+ANSWERS = cost.Kind("answering", "lower eval_batch or answer_tokens, or ask shorter questions")
 
 
 @functools.lru_cache(maxsize=64)
 def compiled(sampler: Callable[..., Rollout], sampling: Sampling):
-    """`run(params, memory, adapter, grammar_ZV, *rows)` of a model's `decode` or `drain`."""
+    """`run(kind, params, memory, adapter, grammar_ZV, *rows)` of a model's `decode` or `drain`."""
 
-    @jax.jit
+    @cost.Program
     def run(params, memory, adapter, grammar_ZV, *rows):
         return sampler(params, *rows, sampling, memory=memory, adapter=adapter, grammar_ZV=grammar_ZV)
 
@@ -40,6 +41,7 @@ def generate(
     batch_size: int,
     adapter: Tree | None = None,
     grammar_ZV: np.ndarray | None = None,
+    kind: cost.Kind = ANSWERS,
 ) -> Rollout:
     """Continues n prompts: in batches, or as a queue for `batch_size` seats.
 
@@ -55,12 +57,14 @@ def generate(
         fewer some seats stay empty.
       adapter: one of `lora`, scaled, for all rows.
       grammar_ZV: the texts that may be sampled, as in `decode.decode`; None for any.
+      kind: what is sampled for, which says the keys that `batch_size` and the like come from.
 
     Returns:
       Rollout of numpy arrays with n rows.
 
     Raises:
-      ValueError: there is no prompt, or prompts and new tokens exceed `model.max_len`.
+      ValueError: there is no prompt, prompts and new tokens exceed `model.max_len`, or a device has less
+        memory than it takes.
     """
     tokens, lengths = prompts
     n = len(tokens)
@@ -85,9 +89,10 @@ def generate(
         told = tokens[index], lengths[index], keys[index]
         if queued:
             seats = partition.put_rows(np.arange(batch_size, dtype=np.int32), params)
-            out = run(params, memory, adapter, grammar_ZV, *told, min(n - start, rows), seats)
+            out = run(kind, params, memory, adapter, grammar_ZV, *told, min(n - start, rows), seats)
         else:
-            out = run(params, memory, adapter, grammar_ZV, *partition.put_rows(told[:2], params), told[2])
+            told = *partition.put_rows(told[:2], params), told[2]
+            out = run(kind, params, memory, adapter, grammar_ZV, *told)
         # Fetched before the next is begun: CPU devices that wait for each other must not hold two at once.
         parts.append(partition.fetch(out))
     return jax.tree.map(lambda *xs: np.concatenate(xs)[np.argsort(order)], *parts)
@@ -121,6 +126,7 @@ def answer(
     batch_size: int,
     adapter: Tree | None = None,
     whole: bool = False,
+    kind: cost.Kind = ANSWERS,
 ) -> list[str]:
     """Greedy answers to the prompts of `questions`.
 
@@ -131,11 +137,11 @@ def answer(
       questions: n examples; their answers are not looked at.
       max_new: most tokens of an answer.
       batch_size: questions answered at once.
-      adapter: as in `generate`.
+      adapter, kind: as in `generate`.
       whole: for those who would learn from the answers, which must not learn to stop too early.
 
     Raises:
-      ValueError: a prompt is blank, or does not leave room for `max_new` tokens in `model.max_len`.
+      ValueError: as `generate`, or a prompt is blank.
     """
     if not questions:
         return []
@@ -149,6 +155,7 @@ def answer(
         Sampling(max_new, temperature=0.0),
         batch_size=batch_size,
         adapter=adapter,
+        kind=kind,
     )
     told = zip(completions(rollout, prompts[1]), rollout.ended_B, strict=True)
     return [tok.decode(ids).strip() if ended or not whole else "" for ids, ended in told]

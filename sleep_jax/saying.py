@@ -3,13 +3,14 @@
 import dataclasses
 
 import jax
-import numpy as np
 
-from sleep_jax import pretrained
+from sleep_jax import cost, pretrained, rollout
 from sleep_jax.model.build import build
 from sleep_jax.partition import Partitioner
 from sleep_jax.settings import Config
 from sleep_jax.types import Sampling
+
+SAYING = cost.Kind("saying it", "lower --tokens or shorten the prompt")
 
 
 def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
@@ -39,8 +40,7 @@ def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
     model = build(c, config.memory, eos=tok.eos)
     like = Partitioner(config.mesh).abstract(jax.eval_shape(model.init, jax.random.key(0)))
     params = pretrained.params(c.checkpoint, like)
-    keys_B = jax.random.split(jax.random.key(config.seed), 1)
-    prompts_BT, lengths_B = np.array([ids], np.int32), np.array([len(ids)], np.int32)
-    rollout = jax.jit(lambda p: model.decode(p, prompts_BT, lengths_B, keys_B, sampling))(params)
-    text = tok.decode(np.asarray(rollout.tokens_BT)[0, len(ids) : int(rollout.length_B[0])])
+    asked, key = rollout.padded([ids]), jax.random.key(config.seed)
+    out = rollout.generate(model, params, None, asked, key, sampling, batch_size=1, kind=SAYING)
+    text = tok.decode(rollout.completions(out, asked[1])[0])
     return text if prompt else text.removeprefix(" ")

@@ -49,7 +49,8 @@ class WakeState:
 
     Attributes:
       fast: float32 deltas, as in `Memory`.
-      gradient: sum of token gradients since each weight's level was last written.
+      gradient: sum of token gradients since each weight's level was last written; {} where there is one
+        level, which every chunk writes.
       moments: first and second moments of the rule "adam", else empty.
       tokens_L: weighted tokens in `gradient`, per level.
       clock: positions lived, padding of packed rows included.
@@ -68,7 +69,14 @@ def init(config: WakeConfig, fast: Tree, levels: int) -> WakeState:
     """The state in the morning."""
     zeros = jax.tree.map(jnp.zeros_like, fast)
     moments = (zeros, zeros) if config.rule == "adam" else ()
-    return WakeState(fast, zeros, moments, jnp.zeros(levels), jnp.int32(0), jnp.zeros(levels, jnp.int32))
+    return WakeState(
+        fast,
+        zeros if levels > 1 else {},
+        moments,
+        jnp.zeros(levels),
+        jnp.int32(0),
+        jnp.zeros(levels, jnp.int32),
+    )
 
 
 def make(model: Model, config: WakeConfig, chunks: int):
@@ -122,7 +130,8 @@ def make(model: Model, config: WakeConfig, chunks: int):
             return nll.total, nll
 
         gradient, nll = reduce(jax.grad(loss, has_aux=True)(state.fast))
-        gradient = jax.tree.map(jnp.add, state.gradient, gradient)
+        if state.gradient:
+            gradient = jax.tree.map(jnp.add, state.gradient, gradient)
         tokens_L = state.tokens_L + nll.count
         clock = state.clock + periods[0]
         due_L = (clock % jnp.array(periods) == 0) | (clock == periods[0] * chunks)
@@ -150,7 +159,7 @@ def make(model: Model, config: WakeConfig, chunks: int):
         metrics = {"nll": nll, "gradient_norm": Mean(norm_L[0], jnp.float32(1))}
         for level, count in enumerate(writes_L):
             metrics[f"writes_{level + 1}"] = Mean(count.astype(jnp.float32), jnp.float32(1))
-        kept = {k: jnp.where(due[k], 0.0, gradient[k]) for k in owner}
+        kept = {k: jnp.where(due[k], 0.0, gradient[k]) for k in state.gradient}
         tokens_L = jnp.where(due_L, 0.0, tokens_L)
         return WakeState(fast, kept, moments, tokens_L, clock, writes_L), metrics
 

@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 
+import lives
 import numpy as np
 import pytest
 
-from launch import bench_dream, bench_peers
+from launch import bench_dream, bench_peers, bench_real
 from sleep_jax import settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -169,3 +170,26 @@ def test_peers_that_are_not_there_are_named(monkeypatch):
     monkeypatch.setattr(bench_peers.importlib.util, "find_spec", lambda name: None if name == "trl" else 1)
     with pytest.raises(ValueError, match="trl not installed: pip install"):
         bench_peers.measure(settings.Config(), seconds=0)
+
+
+def test_a_checkpoint_lives_a_day_and_is_exported_stage_by_stage(monkeypatch, compiled, capsys):
+    small = {"vocab_size": 512, "width": 16, "layers": 1, "heads": 4, "kv_heads": 2, "head_size": 4, "ff": 24}
+    monkeypatch.setattr(bench_real, "SIZE", bench_real.SIZE | small)
+    monkeypatch.setattr(bench_real, "WORDS", 500)
+    with lives.quick(compiled):
+        report = bench_real.measure(settings.Config(), seconds=0)
+    assert [stage["name"] for stage in report["stages"]] == [
+        "write a random checkpoint", "load", "first answers", "wake/fit", "wake", "sleep/dream", "sleep/fit",
+        "sleep/judge", "sleep", "export",
+    ]  # fmt: skip
+    peaks = [stage["peak_rss_bytes"] for stage in report["stages"]]
+    assert peaks[0] > 1e8 and peaks == sorted(peaks) and peaks[-1] <= report["peak_rss_bytes"]
+    assert report["steps"].keys() == {"wake", "sleep"} and report["nights"] == ["committed"]
+    attention, mlp, norms = 2 * 16 * 16 + 2 * 16 * 8, 3 * 16 * 24, 3 * 16 + 2 * 4
+    assert report["parameters"] == 512 * 16 + attention + mlp + norms
+    expert = 2 * 16 * 64 + 2 * 16 + 1
+    assert report["exported_bytes"] == pytest.approx(2 * report["parameters"] + 4 * expert, abs=4000)
+    capsys.readouterr()
+    bench_real.show(report)
+    printed = capsys.readouterr().out
+    assert all(stage["name"] in printed for stage in report["stages"]) and "1 experts are in" in printed

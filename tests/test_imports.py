@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module imports from lines above its own only, or from its own folder on the same line. A new module must
 # be placed here.
 LAYERS = (
-    ("types", "bounds"),
+    ("types", "bounds", "figures"),
     ("trees", "rng", "cost", "tensorfile"),
     ("ops", "data"),
     ("model", "losses", "optim", "partition", "checkpoint", "metrics", "evals"),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
-from sleep_jax import metrics, terminal
+from sleep_jax import figures, metrics, terminal
 
 SUMMARY = metrics.Summary(
     method="sleep", seed=1, final_accuracy=0.8231, birth_before=0.9, birth_after=0.85,
@@ -56,9 +56,10 @@ def test_without_a_position_only_the_half_line_goes(tmp_path):
         assert writer.position() == 2
         writer.time("seed", 1, 2.5, steps=np.int64(4))
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
-    assert metrics.read_jsonl(tmp_path / "timings.jsonl") == (
-        [{"seconds": 1.5}, {"phase": "seed", "cycle": 1, "seconds": 2.5, "steps": 4}], 0,
-    )  # fmt: skip
+    (first, timed), bad = metrics.read_jsonl(tmp_path / "timings.jsonl")
+    assert timed.pop("peak_rss_bytes") > 1e7
+    assert timed == {"phase": "seed", "cycle": 1, "seconds": 2.5, "steps": 4}
+    assert first == {"seconds": 1.5} and not bad
 
 
 def test_a_checkpoint_of_another_life_is_refused_and_nothing_lost(tmp_path):
@@ -155,13 +156,14 @@ def test_unreadable_lines_are_counted(tmp_path):
 def test_what_is_timed_is_logged_when_it_ends_well(tmp_path, monkeypatch):
     ticks = iter([3.0, 5.5, 9.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(metrics, "peak_rss_bytes", lambda: 12)
     with metrics.MetricsWriter(tmp_path) as writer:
         with writer.timed("sleep/dream", 2):
             pass
         with pytest.raises(KeyError), writer.timed("sleep/judge", 2):
             raise KeyError
     lines, _ = metrics.read_jsonl(tmp_path / "timings.jsonl")
-    assert lines == [{"phase": "sleep/dream", "cycle": 2, "seconds": 2.5}]
+    assert lines == [{"phase": "sleep/dream", "cycle": 2, "seconds": 2.5, "peak_rss_bytes": 12}]
 
 
 @pytest.fixture
@@ -244,17 +246,17 @@ def test_the_morning_says_how_the_night_ended_and_what_is_known():
 
 @given(st.floats(1e-3, 1e20))
 def test_scaled_keeps_three_digits(value):
-    digits, _, unit = terminal.scaled(value).partition(" ")
+    digits, _, unit = figures.scaled(value).partition(" ")
     power = ("", "k", "M", "G", "T", "P", "E").index(unit)
     assert math.isclose(float(digits) * 1000**power, value, rel_tol=5.1e-3)
     assert power == 0 or power == 6 or 1 <= float(digits) < 1000
 
 
 def test_formats():
-    shown = [terminal.scaled(v, "B") for v in (None, 0, 999, 1000, 999_700, 1_234_567)]
+    shown = [figures.scaled(v, "B") for v in (None, 0, 999, 1000, 999_700, 1_234_567)]
     assert shown == ["–", "0 B", "999 B", "1 kB", "1 MB", "1.23 MB"]
-    assert [terminal.duration(v) for v in (None, 8.12, 200, 7560)] == ["–", "8.1 s", "3.3 min", "2.1 h"]
-    assert [terminal.percent(v) for v in (None, 0.9234)] == ["–", "92.3"]
+    assert [figures.duration(v) for v in (None, 8.12, 200, 7560)] == ["–", "8.1 s", "3.3 min", "2.1 h"]
+    assert [figures.percent(v) for v in (None, 0.9234)] == ["–", "92.3"]
 
 
 def test_peak_memory_is_in_bytes(monkeypatch):

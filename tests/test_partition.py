@@ -297,3 +297,10 @@ def test_batches_that_do_not_divide_are_named_with_their_keys():
     with pytest.raises(ValueError, match=r"^b.rows = 6, c = 2 rows do not .* config.mesh.data=2 \* "):
         here.check_rows({"a.rows": 8, "b.rows": 6, "c": 2})
     Partitioner(MeshConfig(), jax.devices()[:1]).check_rows({"b.rows": 7})
+
+
+def test_what_is_only_read_is_placed_without_a_copy():
+    place, tree = Partitioner(MeshConfig(), jax.devices()[:1]), params()
+    address = lambda tree: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]  # noqa: E731
+    assert address(place.placed(tree)) == address(tree)
+    assert not set(address(place.put(tree))) & set(address(tree))

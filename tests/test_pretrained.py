@@ -88,6 +88,17 @@ def test_without_passes_over_birth_a_checkpoint_is_taken_as_it_is(folder, tmp_pa
     assert again.tok.names == newborn.tok.names
 
 
+def test_the_files_of_what_is_loaded_are_no_memory_of_the_process(folder):
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("Linux tells what is mapped")
+    config = pretrained.shape(ModelConfig(checkpoint=str(folder)))
+    like = jax.eval_shape(build(config, settings.MemoryConfig(), eos=0).init, jax.random.key(0))
+    assert str(folder) in maps.read_text()
+    pretrained.params(str(folder), jax.tree.map(placed, like))
+    assert str(folder) not in maps.read_text()
+
+
 def test_birth_documents_are_read_on_top_of_what_the_checkpoint_knows(folder, tmp_path, compiled):
     with lives.quick(compiled):
         newborn, config = born(folder, tmp_path / "birth", epochs=1)

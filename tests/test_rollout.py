@@ -123,10 +123,10 @@ def test_every_device_of_a_mesh_samples_its_own_rows(rows, on_mesh, prompts, mon
 
     monkeypatch.setattr(rollout, "compiled", spied)
     rollout.generate(*on_mesh, prompts, KEY, HOW, batch_size=16)
-    ((run, (params, memory, adapter, grammar_ZV, *told)),) = given
+    ((run, (_, params, memory, adapter, grammar_ZV, *told)),) = given
 
     def flops(told):
-        cost = run.lower(params, memory, adapter, grammar_ZV, *told).compile().cost_analysis()
+        cost = run.trace(params, memory, adapter, grammar_ZV, *told).lower().compile().cost_analysis()
         return (cost[0] if isinstance(cost, list) else cost)["flops"]
 
     assert rows == 16 or told[3] == rows, "of 32 places in the queue"
@@ -141,7 +141,7 @@ def test_slots_that_nobody_has_open_are_not_computed(seats, self_, prompts, monk
 
     def spied(*args):
         run = compiled(*args)
-        return lambda *args: shapes.extend(m.bank["w_NLDE"].shape[-1] for m in args[1:2] if m) or run(*args)
+        return lambda *args: shapes.extend(m.bank["w_NLDE"].shape[-1] for m in args[2:3] if m) or run(*args)
 
     monkeypatch.setattr(rollout, "compiled", spied)
     for slots in ([], [2], [0, 2], [0, 1, 2]):

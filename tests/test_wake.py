@@ -167,6 +167,17 @@ def test_the_evening_writes_what_slower_levels_have_gathered(setting, frozen):
     assert not any(states[3].gradient["up_NDF"][level].any() for level in range(3))
 
 
+def test_one_level_alone_is_as_two_of_its_period_and_keeps_no_gradient(setting, frozen):
+    chunks = [chunk(i) for i in range(3)]
+    ends = []
+    for levels in (1, 2):
+        config = wake.WakeConfig(rule="adam", lr=(0.1,) * levels, clip=1e9)
+        ends.append(live(setting(periods=(16,) * levels), config, frozen, chunks)[0][-1])
+    alone, two = ends
+    chex.assert_trees_all_close(alone.fast, two.fast, rtol=1e-4, atol=1e-6)
+    assert alone.gradient == {} and alone.writes_L.tolist() == [3] and two.writes_L.tolist() == [3, 3]
+
+
 def test_the_adam_rule_is_optax_and_slow_moments_wait_for_their_writes(setting, frozen, token_losses):
     chunks = [chunk(0)] * 4
     states, metrics = live(setting(), wake.WakeConfig(lr=(0.01,) * 3, rule="adam", clip=0.5), frozen, chunks)

@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import losses
+from sleep_jax import cost, losses
 from sleep_jax.data import packing
 from sleep_jax.data.stream import Experience
 from sleep_jax.fit import World
 from sleep_jax.methods import finetune
 from sleep_jax.phases import State
 from sleep_jax.types import Mean, Objective, Tree
+
+FISHER = cost.Kind(
+    "the Fisher of EWC, 16 gradients at once,",
+    "set model.remat=True and model.logit_chunk=64, or lower row_length",
+)
 
 
 def extra(world: World, params: Tree) -> Tree:
@@ -66,8 +71,8 @@ def fisher(world: World, params: Tree, experience: Experience) -> Tree:
     rows = [packing.pack([e], world.config.row_length)[0] for e in chosen]
     model = world.model
 
-    @jax.jit
-    def squares(total, batch):
+    @cost.Program
+    def squares(total, params, batch):
         def one(row):
             row = jax.tree.map(lambda x: x[None], row)
             return jax.grad(lambda p: losses.next_token(model, p, None, row).total)(params)
@@ -81,5 +86,6 @@ def fisher(world: World, params: Tree, experience: Experience) -> Tree:
         part = rows[start : start + size]
         if len(part) < size:  # rows of zeros have no weight and no gradient
             part += [jax.tree.map(np.zeros_like, rows[0])] * (size - len(part))
-        total = squares(total, jax.tree.map(lambda *xs: np.concatenate(xs), *part))
+        batch = jax.tree.map(lambda *xs: np.concatenate(xs), *part)
+        total = squares(FISHER, total, params, batch)
     return jax.tree.map(lambda t: t / count, total)

@@ -52,10 +52,13 @@ def wake(world: World, name: str, state: State, cycle: int, experience: Experien
     per_chunk = wake_lib.rows_per_chunk(model, c.row_length)
     batches = pipeline.batches(rows, per_chunk, world.seed * 1000 + cycle, epochs=c.wake.passes)
     chunks = -(-len(rows.tokens_BT) * c.wake.passes // per_chunk)
-    morning = wake_lib.init(c.wake, state.memory.fast, len(c.memory.periods))
+    levels = len(c.memory.periods)
     frozen = (state.params, memory_lib.without_locked(memory_lib.rest(state.memory)))
     step = wake_lib.make(model, c.wake, chunks)
-    evening, _ = fit(world, name, cycle, step, morning, frozen, batches, chunks)
+    # Nothing but `fit` holds the morning: its arrays are let go as soon as the first step has its own.
+    evening, _ = fit(
+        world, name, cycle, step, wake_lib.init(c.wake, state.memory.fast, levels), frozen, batches, chunks
+    )
     return dataclasses.replace(state, memory=dataclasses.replace(state.memory, fast=evening.fast))
 
 

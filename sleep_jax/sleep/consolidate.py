@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import partition
+from sleep_jax import cost, partition
 from sleep_jax.bounds import at_least
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.tokenizer import Tokenizer
@@ -24,6 +24,9 @@ from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self, seen_by
 from sleep_jax.types import Array, Batch, Memory, Model, Objective, Tree
 
+SCORING = cost.Kind("scoring by a teacher", cost.SCORED)
+LOOKS = cost.Kind("looking at held-out dreams", "set model.logit_chunk=64, lower sleep.batch_rows")
+JUDGING = cost.Kind("judging free text", "set model.logit_chunk=64, " + cost.SCORED)
 LIFT = 100.0  # of a router score: opens a slot, and leaves float32 the score to 1e-5
 
 
@@ -228,9 +231,9 @@ def encode_recalling(tok: Tokenizer, dreams: Sequence[Dream], max_len: int) -> l
 
 @functools.lru_cache(maxsize=8)
 def scorer(model: Model):
-    """Jitted `score(params, memory, adapter, tokens_BT, segments_BT, positions_BT) -> hidden_BTD`."""
+    """`score(kind, params, memory, adapter, tokens_BT, segments_BT, positions_BT) -> hidden_BTD`."""
 
-    @jax.jit
+    @cost.Program
     def score(params, memory, adapter, tokens_BT, segments_BT=None, positions_BT=None):
         where = {"segments_BT": segments_BT, "positions_BT": positions_BT}
         return model.apply(params, tokens_BT, memory=memory, adapter=adapter, **where).hidden_BTD
@@ -311,6 +314,7 @@ def _scored(
     adapter: Tree | None,
     fields: tuple[np.ndarray, ...],
     batch_size: int,
+    kind: cost.Kind = SCORING,
 ) -> np.ndarray:
     """What `score` says of all rows, `batch_size` at a time; the last call repeats the last row."""
     n = len(fields[0])
@@ -319,7 +323,7 @@ def _scored(
     for start in range(0, n, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), n - 1)
         rows = partition.put_rows([x[index] for x in fields], params)
-        found.append(partition.fetch(score(params, memory, adapter, *rows)))
+        found.append(partition.fetch(score(kind, params, memory, adapter, *rows)))
     return np.concatenate(found)[:n]
 
 
@@ -328,7 +332,7 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
     n = len(lesson.hidden_BTD)
     padded = jax.tree.map(lambda x: np.pad(x, [(0, -n % batch_size)] + [(0, 0)] * (x.ndim - 1)), lesson)
 
-    @jax.jit
+    @cost.Program
     def part(trainable, frozen, batch):
         return objective.totals(trainable, frozen, {"lesson": batch}, None)[0]["kl"]
 
@@ -338,7 +342,8 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
         )
         # Fetched one by one: CPU devices that wait for each other must not hold two batches at once.
         means = [
-            partition.fetch(part(trainable, frozen, partition.put_rows(batch, frozen))) for batch in batches
+            partition.fetch(part(LOOKS, trainable, frozen, partition.put_rows(batch, frozen)))
+            for batch in batches
         ]
         return float(sum(m.total for m in means) / sum(m.count for m in means))
 
@@ -347,9 +352,9 @@ def mean_kl(objective: Objective, lesson: Lesson, frozen: Tree, batch_size: int)
 
 @functools.lru_cache(maxsize=8)
 def _likeliest(model: Model):
-    """Jitted `likeliest(params, memory, adapter, tokens_BT, segments_BT, positions_BT) -> tokens_BT`."""
+    """`likeliest(kind, params, memory, adapter, tokens_BT, segments_BT, positions_BT) -> tokens_BT`."""
 
-    @jax.jit
+    @cost.Program
     def likeliest(params, memory, adapter, tokens_BT, segments_BT, positions_BT):
         where = {"segments_BT": segments_BT, "positions_BT": positions_BT}
         hidden_BTD = model.apply(params, tokens_BT, memory=memory, adapter=adapter, **where).hidden_BTD
@@ -365,5 +370,5 @@ def _likeliest(model: Model):
 def token_accuracy(model: Model, params: Tree, memory: Memory, rows: Batch, batch_size: int) -> float:
     """Share of the tokens that count in packed rows [B, T] which are the likeliest, given those before."""
     fields = rows.tokens_BT, rows.segments_BT, rows.positions_BT
-    found_BT = _scored(_likeliest(model), params, memory, None, fields, batch_size)
+    found_BT = _scored(_likeliest(model), params, memory, None, fields, batch_size, JUDGING)
     return float(((found_BT == rows.targets_BT) * rows.weights_BT).sum() / rows.weights_BT.sum())

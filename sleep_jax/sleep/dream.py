@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sleep_jax import evals, rng, rollout
+from sleep_jax import cost, evals, rng, rollout
 from sleep_jax.bounds import at_least
 from sleep_jax.data import dreams as text
 from sleep_jax.data import encoding, packing
@@ -30,6 +30,8 @@ from sleep_jax.sleep.grounding import grounded
 from sleep_jax.sleep.importance import importance
 from sleep_jax.sleep.trials import FitConfig, How, TrialConfig
 from sleep_jax.types import Array, Memory, Model, Sampling, Tree
+
+DREAMS = cost.Kind("dreaming of a context", "lower rem.batch_size, rem.max_new or model.max_len")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +234,7 @@ def imagine(
         batch_size=c.batch_size,
         adapter=None if dreamer is None else lora.scaled(dreamer, c.learn.scale),
         grammar_ZV=who.grammar_ZV,
+        kind=DREAMS,
     )
     seen = set()
     for (i, _), ids, ended in zip(asked, rollout.completions(out, prompts[1]), out.ended_B, strict=True):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleep_jax import evals, partition, rng, rollout
+from sleep_jax import cost, evals, partition, rng, rollout
 from sleep_jax.bounds import at_least
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.tokenizer import Tokenizer
@@ -55,6 +55,15 @@ class ImitateConfig:
             )
 
 
+PRACTICE = cost.Kind(
+    "practice", "lower sleep.imitate.refresh, prompts, samples, width or max_new (all in sleep.imitate)"
+)
+MEANING = cost.Kind(
+    "comparing what is meant",
+    "lower eval_batch, sleep.imitate.refresh, prompts or samples, rem.trials.at_once or model.max_len",
+)
+
+
 class SemanticReward(Protocol):
     """1 where the student's finished dream means the same as the teacher's, else 0."""
 
@@ -83,14 +92,14 @@ class HiddenCosine:
     def __init__(self, model: Model, params: Tree, threshold: float):
         self.threshold = threshold
 
-        @jax.jit
-        def pooled(tokens_BT, lengths_B):
+        @cost.Program
+        def pooled(params, tokens_BT, lengths_B):
             hidden_BTD = model.apply(params, tokens_BT).hidden_BTD
             mask_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
             mean_BD = (hidden_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
             return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=-1, keepdims=True), 1e-6)
 
-        self._pooled = pooled
+        self._pooled = functools.partial(pooled, MEANING, params)
         self._width = model.config.max_len
 
     def __call__(self, dreams, finished):
@@ -126,14 +135,14 @@ class Judge:
         wording = len(tok.encode(" " + self.template.format(a="", b="")))
         self.room = (model.config.max_len - 2 - wording) // 2  # tokens of each text
 
-        @jax.jit
-        def verdict(tokens_BT, lengths_B):
+        @cost.Program
+        def verdict(params, memory, tokens_BT, lengths_B):
             hidden_BTD = model.apply(params, tokens_BT, memory=memory).hidden_BTD
             last_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
             last_BV = model.unembed(params, last_BTD)[:, 0]
             return last_BV[:, self.yes] > last_BV[:, self.no]
 
-        self._verdict = verdict
+        self._verdict = functools.partial(verdict, MEANING, params, memory)
         self._width = model.config.max_len
 
     def __call__(self, dreams, finished):
@@ -257,6 +266,7 @@ class Practiser:
             rng.fold(rng.stream(self.seed, "sleep/practice"), number),
             Sampling(c.max_new),
             batch_size=len(repeat),
+            kind=PRACTICE,
         )
         parts = rewards(finished, (dreams[0][repeat], dreams[1][repeat]), self.semantic, c)
         advantage = policy_gradient.leave_one_out(parts["reward"].reshape(-1, c.samples)).reshape(-1)
@@ -308,7 +318,8 @@ class Practiser:
             first = teachers[rows[0]]
             memory = memory_lib.with_active(seen_by(self.memory, first), active)
             told = partition.put_rows(tokens_BT[rows], self.params)
-            scored = self.score(self.params, memory_lib.without_locked(memory), first.adapter, told)
+            memory = memory_lib.without_locked(memory)
+            scored = self.score(PRACTICE, self.params, memory, first.adapter, told)
             hidden[rows] = partition.fetch(scored)
         return hidden
 

@@ -12,9 +12,14 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
+from sleep_jax import cost
 from sleep_jax.sleep import trials
 from sleep_jax.sleep.trials import TrialConfig
 from sleep_jax.types import Batch, Memory, Model, Tree
+
+GRADIENTS = cost.Kind(
+    "ranking dreams by their gradients", cost.GRADIENT + "rem.trials.at_once or rem.trials.batch_rows"
+)
 
 
 class Importance(NamedTuple):
@@ -53,7 +58,7 @@ def _compiled(model: Model, scale: float, batch_rows: int):
         total_P, _ = jax.lax.scan(add, none, jax.tree.map(split, rows))
         return total_P / rows.weights_BT.sum()
 
-    return jax.jit(jax.vmap(gradient, in_axes=(None, None, 0)))
+    return cost.Program(jax.vmap(gradient, in_axes=(None, None, 0)))
 
 
 def importance(
@@ -76,7 +81,7 @@ def importance(
     run, frozen = _compiled(model, config.scale, config.batch_rows), (params, memory)
 
     def gradients(rows: Batch) -> np.ndarray:
-        return trials.in_turns(run, start, frozen, rows, config.at_once)
+        return trials.in_turns(functools.partial(run, GRADIENTS), start, frozen, rows, config.at_once)
 
     g_IP = gradients(rows)
     return Importance(

@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from sleep_jax import evals, rng, rollout
+from sleep_jax import cost, evals, rng, rollout
 from sleep_jax.bounds import at_least
 from sleep_jax.data import encoding
 from sleep_jax.data.stream import Example
@@ -39,6 +39,8 @@ class Dream:
         return not self.reason
 
 
+DREAMS = cost.Kind("dreaming", "lower sleep.recall.batch_size or sleep.recall.max_new")
+CHECKS = cost.Kind("answering dreams", "lower sleep.recall.batch_size or sleep.recall.answer_max_new")
 WORTHWHILE = 0.1  # of a round's dreams must be kept, or there is no other: what there was has been dreamt
 
 
@@ -159,6 +161,7 @@ def _sample(
         key,
         Sampling(config.max_new, config.temperature),
         batch_size=config.batch_size,
+        kind=DREAMS,
     )
     sampled = []
     for tokens, length in zip(out.tokens_BT, out.length_B, strict=True):
@@ -206,6 +209,7 @@ def _judge(
             max_new=config.answer_max_new,
             batch_size=config.batch_size,
             whole=True,
+            kind=CHECKS,
         )
 
     answers = ask(self_)
@@ -258,6 +262,7 @@ def day_at_hand(
         max_new=config.answer_max_new,
         batch_size=config.batch_size,
         whole=True,
+        kind=CHECKS,
     )
     dreams = []
     for example in map(Example, pairs, answers):

@@ -10,10 +10,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sleep_jax import cost
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -107,9 +107,14 @@ def seen_by(memory: Memory, self_: Self) -> Memory:
     return memory_lib.with_active(memory, self_.active)
 
 
+LEADING = cost.Kind(
+    "finding which slots answered", "lower eval_batch (a quarter of it is read at once) or model.max_len"
+)
+
+
 @functools.lru_cache(maxsize=8)
 def _mean_routes(model: Model):
-    @jax.jit
+    @cost.Program
     def mean(params, memory, tokens_BT, weights_BT):
         routes_BTLE = model.apply(params, tokens_BT, memory=memory).routes_BTLE
         return jnp.einsum("btle,bt->ble", routes_BTLE, weights_BT) / weights_BT.sum(1)[:, None, None]
@@ -144,10 +149,10 @@ def leading(
         ids = [*question, *tok.encode(" " + answer)][:width]
         tokens[i, : len(ids)] = ids
         weights[i, len(question) - 1 : len(ids)] = 1
-    led = np.zeros(memory.active_LE.size + 1)
+    led, mean = np.zeros(memory.active_LE.size + 1), _mean_routes(model)
     for start in range(0, len(probes), batch_size):
         index = np.arange(start, start + batch_size) % len(probes)
-        routes_BLE = np.asarray(_mean_routes(model)(params, memory, tokens[index], weights[index]))
+        routes_BLE = np.asarray(mean(LEADING, params, memory, tokens[index], weights[index]))
         for routes_LE in routes_BLE[: len(probes) - start]:
             led[np.argmax([*routes_LE.ravel(), 0.5])] += 1
     return (led[:-1] / len(probes)).reshape(memory.active_LE.shape)

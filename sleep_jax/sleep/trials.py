@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sleep_jax import losses, optim, partition, rollout, steps, trees
+from sleep_jax import cost, losses, optim, partition, rollout, steps, trees
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.stream import Example
@@ -24,6 +24,10 @@ from sleep_jax.model import lora
 from sleep_jax.model.lora import AdapterConfig
 from sleep_jax.optim import OptimConfig
 from sleep_jax.types import Batch, Memory, Model, Objective, Sampling, Tree
+
+TRIALS = cost.Kind("a round of trials", cost.GRADIENT + "rem.trials.at_once or rem.trials.batch_rows")
+ASKED = cost.Kind("answering in trials", "lower rem.trials.at_once, rem.questions or answer_tokens")
+FITTING = cost.Kind("a step of one adapter", cost.GRADIENT + "rem.learn.batch_rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +148,7 @@ def lessons(dreams: Sequence[Sequence[Encoded]], row_length: int, how: Sequence[
 
 @functools.lru_cache(maxsize=16)
 def compiled(model: Model, config: TrialConfig):
-    """Jitted `run(start, (params, memory), lesson) -> (adapters, nll_IS)`, mapped over the trials."""
+    """`run(kind, start, (params, memory), lesson) -> (adapters, nll_IS)`, mapped over the trials."""
 
     def trial(start: Tree, frozen: Tree, lesson: Lesson):
         rows, rate, share = lesson
@@ -168,7 +172,7 @@ def compiled(model: Model, config: TrialConfig):
         state, nll_S = jax.lax.scan(update, steps.init(optimizer, start), jnp.arange(config.steps))
         return state.params, nll_S
 
-    return jax.jit(jax.vmap(trial, in_axes=(None, None, 0)))
+    return cost.Program(jax.vmap(trial, in_axes=(None, None, 0)))
 
 
 def together(count: int, at_once: int) -> int:
@@ -201,7 +205,8 @@ def train(
     Returns:
       The adapters, arrays [I, ...], and nll_IS, the loss at each step in nats per token.
     """
-    return in_turns(compiled(model, config), start, (params, memory), lesson, config.at_once)
+    run = functools.partial(compiled(model, config), TRIALS)
+    return in_turns(run, start, (params, memory), lesson, config.at_once)
 
 
 def faults(adapters: Tree, start: Tree) -> list[str]:
@@ -259,7 +264,7 @@ def fit(
         order = np.resize(draw.permutation(count), per_epoch * config.batch_rows)
         for index in order.reshape(per_epoch, config.batch_rows):
             batch = partition.put_rows(jax.tree.map(lambda x, index=index: x[index], rows), params)
-            state, metrics = step(state, (params, memory), batch, None)
+            state, metrics = step(FITTING, state, (params, memory), batch, None)
             if epoch == config.epochs - 1:
                 last.append(metrics["nll"])
     adapter = partition.fetch(state.params)
@@ -271,7 +276,7 @@ def fit(
 @functools.lru_cache(maxsize=16)
 def _fitting(model: Model, config: FitConfig, count: int):
     optimizer = optim.make(config.optim, count)
-    return jax.jit(steps.make(objective(model, config.scale), optimizer), donate_argnums=0)
+    return cost.Program(steps.make(objective(model, config.scale), optimizer), donate=(0,))
 
 
 def answers(
@@ -321,6 +326,7 @@ def answers(
             Sampling(max_new, temperature=0.0),
             batch_size=len(rows),
             adapter=own,
+            kind=ASKED,
         )
         texts = [tok.decode(ids).strip() for ids in rollout.completions(out, lengths[rows])]
         for i, trial_i in enumerate(trial[: len(questions) - first]):

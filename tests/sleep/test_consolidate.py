@@ -261,7 +261,7 @@ def test_every_pair_is_taught_in_both_directions_and_text_as_it_is(tok):
     assert recalling.prompt_length == 1, "all of it will be sampled"
 
 
-def repeat_all(params, memory, adapter, tokens_BT, segments_BT, positions_BT):
+def repeat_all(kind, params, memory, adapter, tokens_BT, segments_BT, positions_BT):
     """In place of a teacher's hidden states: what it was shown, and by whom it was read."""
     slots_BT = np.full(tokens_BT.shape, int(memory.active_LE.sum()))
     adapter_BT = np.full(tokens_BT.shape, adapter or 0)
@@ -271,9 +271,9 @@ def repeat_all(params, memory, adapter, tokens_BT, segments_BT, positions_BT):
 def test_each_teacher_reads_its_own_rows_in_batches_of_one_shape(bed, encoded):
     shapes = set()
 
-    def score(params, memory, adapter, *fields):
+    def score(kind, params, memory, adapter, *fields):
         shapes.add((fields[0].shape, memory.bank["w_NLDE"].shape[-1]))
-        return repeat_all(params, memory, adapter, *fields)
+        return repeat_all(kind, params, memory, adapter, *fields)
 
     awake = dataclasses.replace(bed.awake, adapter=7)
     teachers = [(bed.past[0], encoded[:3]), (bed.past[1], []), (awake, encoded[:2])]

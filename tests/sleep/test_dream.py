@@ -56,7 +56,7 @@ def saying(monkeypatch, who):
     def speak(*texts):
         asked = []
 
-        def generate(model, params, memory, prompts, key, sampling, *, batch_size, adapter, grammar_ZV):
+        def generate(model, params, memory, prompts, key, sampling, *, batch_size, adapter, grammar_ZV, kind):
             asked.append((prompts, sampling, adapter))
             tokens, lengths = prompts
             assert len(tokens) == len(texts)

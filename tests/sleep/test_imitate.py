@@ -128,7 +128,7 @@ def test_the_judge_weighs_yes_against_no_behind_the_question(tok):
     assert len(whale) == 1
 
     def apply(params, tokens_BT, *, memory):
-        assert params == "frozen" and memory == "resting"
+        assert [*params] == ["frozen"] and [*memory] == ["resting"]
         read_BT = jnp.cumsum(tokens_BT == whale[0], axis=1)
         sure_BT = jnp.where(tokens_BT == tok.ans, read_BT - 1.5, 99.0)
         logits_BTV = jax.nn.one_hot(yes[0], 300) * sure_BT[..., None]
@@ -136,7 +136,7 @@ def test_the_judge_weighs_yes_against_no_behind_the_question(tok):
 
     config = types.SimpleNamespace(max_len=96)
     stub = types.SimpleNamespace(config=config, apply=apply, unembed=lambda params, logits_BTV: logits_BTV)
-    judge = imitate.Judge(stub, "frozen", tok, "resting")
+    judge = imitate.Judge(stub, {"frozen": 1.0}, tok, {"resting": 1.0})
     dreams = [tok.encode(f" {w}") for w in ("whale", "whale", "it", "no")]
     ends = [tok.encode(f" {w}") for w in ("blue whale", "it", "whale", "yes")]
     assert judge(dreams, ends).tolist() == [1, 0, 0, 0]
@@ -311,7 +311,7 @@ def test_each_step_finishes_as_many_old_dreams_as_new_and_samples_of_a_prompt_st
 def test_practice_marks_the_positions_whose_next_token_was_sampled(bed, practised, model):
     practice, out = practised.practice, practised.rollout
     params, student = bed.make().student(bed.slot)
-    hidden_BTD = bed.make().score(params, student, None, practice.tokens_BT)
+    hidden_BTD = bed.make().score(imitate.PRACTICE, params, student, None, practice.tokens_BT)
     logits_BTV = model.unembed(params, hidden_BTD)
     logps_BT = np.asarray(token_logps(logits_BTV, np.pad(practice.tokens_BT[:, 1:], ((0, 0), (0, 1)))))
     marked_BT = practice.sampled_BT[:, :-1] == 1
@@ -327,7 +327,9 @@ def test_each_row_is_taught_by_its_own_teacher_and_by_no_other(bed, practised):
     teachers = [*bed.past, bed.awake]
     alone = {
         t.name: np.asarray(
-            practiser.score(practiser.params, selves.seen_by(practiser.memory, t), t.adapter, tokens_BT)
+            practiser.score(
+                imitate.PRACTICE, practiser.params, selves.seen_by(practiser.memory, t), t.adapter, tokens_BT
+            )
         )
         for t in teachers
     }

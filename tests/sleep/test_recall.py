@@ -57,7 +57,7 @@ class Stage:
     calls: list = dataclasses.field(default_factory=list)
     asked: list = dataclasses.field(default_factory=list)
 
-    def generate(self, model, params, memory, prompts, key, sampling, *, batch_size):
+    def generate(self, model, params, memory, prompts, key, sampling, *, batch_size, kind):
         del model, params, batch_size
         texts = self.sampled[len(self.calls)]
         self.calls.append((memory, prompts[0][:, 0].tolist(), np.asarray(jax.random.key_data(key)).tolist()))
@@ -71,7 +71,7 @@ class Stage:
         lengths_B = np.array([len(t) for t in texts], np.int32)
         return Rollout(tokens_BT, nothing, nothing, lengths_B, np.ones(len(texts), bool))
 
-    def answer(self, model, tok, params, memory, questions, *, max_new, batch_size, whole):
+    def answer(self, model, tok, params, memory, questions, *, max_new, batch_size, whole, kind):
         del model, tok, params, max_new, batch_size
         self.asked += questions
         return [self.answers.get(who(memory), {}).get(q.prompt, "no idea") for q in questions]
@@ -252,14 +252,14 @@ def endless(monkeypatch, tok):
     """Every self has endlessly many good dreams, each its own, and no other self knows them."""
     count = iter(range(10**6))
 
-    def generate(model, params, memory, prompts, key, sampling, *, batch_size):
+    def generate(model, params, memory, prompts, key, sampling, *, batch_size, kind):
         self_ = 99 if memory.fast is not None else int(memory.active_LE.nonzero()[1].max(initial=-1)) + 1
         numbers = [next(count) for _ in prompts[0]]
         texts = [recalling(tok, f"{self_} {n}", str(n % 5)) for n in numbers]
         tokens_BT, lengths_B = recall.rollout.padded(texts)
         return Rollout(tokens_BT, None, None, lengths_B, None)
 
-    def answer(model, tok, params, memory, questions, *, max_new, batch_size, whole):
+    def answer(model, tok, params, memory, questions, *, max_new, batch_size, whole, kind):
         open_slots = {0} | {int(i) + 1 for i in memory.active_LE.nonzero()[1]}
         open_slots |= {99} if memory.fast is not None else set()
         asked = [map(int, q.prompt.split()) for q in questions]
