@@ -6,7 +6,8 @@ A random Llama of `SIZE` is written as transformers saves it and loaded by both.
 transformers' `generate`. A step of distillation is that of TRL's GKD trainer, off-policy and with forward KL,
 into adapters of PEFT on the MLP layers with about as many parameters as the expert slot that is seeded here.
 There the teacher reads the rows anew in every step. Here a night has it read them once and takes them many
-times: a step is measured both ways. Transformers, PEFT and TRL come with `pip install '.[bench]'`.
+times: a step is measured both ways. The rows of a step are split over all devices, texts are decoded on the
+first one. Transformers, PEFT and TRL come with `pip install '.[bench]'`.
 """
 
 import dataclasses
@@ -21,7 +22,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import metrics, optim, partition, pretrained, rng, rollout, steps, tensorfile, terminal, trees
@@ -89,6 +89,7 @@ def measure(config: Config, *, seconds: float) -> dict[str, Any]:
     }
     return {
         "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
         "parameters": ours.size,
         "trained": {"here": ours.trained, "PyTorch": theirs.trained},
         "turns": len(spent["decode", "here"]),
@@ -135,6 +136,7 @@ class _Ours:
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
         self.params = pretrained.params(str(path), like)
         self.optimizer = optim.make(config.sleep.optim, 1000)
+        self.partitioner = partition.Partitioner(config.mesh)
         self.seed = dataclasses.replace(config.sleep.seed, alpha=1.0, on_policy=0.0, beta=0.0, routing=0.0)
         self.size = trees.size(self.params)
         slot = memory_lib.fresh_slot(self.config, self.memory_config, jax.random.key(1))
@@ -147,9 +149,7 @@ class _Ours:
         keys = rng.per_row(jax.random.key(0), len(prompts))
 
         def decode() -> np.ndarray:
-            return partition.fetch(
-                run(rollout.ANSWERS, self.params, None, None, None, prompts, lengths, keys)
-            ).tokens_BT
+            return partition.fetch(run(prompts, lengths, keys)).tokens_BT
 
         return decode
 
@@ -158,19 +158,21 @@ class _Ours:
         ones = np.ones(rows.shape, np.int32)
         at = np.broadcast_to(np.arange(rows.shape[1], dtype=np.int32), rows.shape)
         batch = Batch(rows, np.roll(rows, -1, 1), ones.astype(np.float32), ones, at)
+        batch, own = self.partitioner.put_batch((batch, np.ones(len(rows), np.float32)))
         memory = memory_lib.rest(self.model.init_memory(jax.random.key(2)))
         memory = memory_lib.only_slots(memory, np.arange(1))  # that which is seeded, as in a night
+        frozen = self.partitioner.put((self.params, memory))
         objective = consolidate.objective(self.model, self.seed, consolidate.into_slot(0, 0))
-        step = jax.jit(steps.make(objective, self.optimizer), donate_argnums=0)
-        state = [steps.init(self.optimizer, jax.tree.map(jnp.copy, self.slot))]  # a step takes its memory
+        step = self.partitioner.compile(steps.make(objective, self.optimizer))
+        state = [self.partitioner.put(steps.init(self.optimizer, self.slot))]
         score = functools.partial(consolidate.scorer(self.model), consolidate.SCORING)
-        read = self.params, None, None, batch.tokens_BT, batch.segments_BT, batch.positions_BT
-        own, at_hand = np.ones(len(rows), np.float32), score(*read)
+        read = frozen[0], None, None, batch.tokens_BT, batch.segments_BT, batch.positions_BT
+        at_hand = score(*read)
 
         def once() -> None:
             hidden_BTD = score(*read) if reading else at_hand
             lesson = {"lesson": consolidate.Lesson(batch, hidden_BTD, own)}
-            state[0], values = step(state[0], (self.params, memory), lesson, jax.random.key(0))
+            state[0], values = step(state[0], frozen, lesson, jax.random.key(0))
             jax.block_until_ready((state[0], values))
 
         return lambda: [seconds for _ in range(STEPS) for seconds in _timed(once)]
@@ -262,8 +264,8 @@ def show(report: dict[str, Any]) -> None:
         for task, by in report["tokens_per_s"].items()
     ]  # fmt: skip
     title = (
-        f"{report['device']}, {scaled(report['parameters'])} parameters, {report['trained']} "
-        f"of them trained; tokens per second, medians of {report['turns']} turns"
+        f"{report['devices']} x {report['device']}, {scaled(report['parameters'])} parameters, "
+        f"{report['trained']} of them trained; tokens per second, medians of {report['turns']} turns"
     )
     terminal.show([terminal.table(title, ["", "", "here", "PyTorch", "times", "wanted"], rows)])
     print(

@@ -160,7 +160,7 @@ def test_peers_decode_the_same_text_of_the_same_checkpoint(monkeypatch, tmp_path
     ours = bench_peers._Ours(config, tmp_path)
     here, there = (side.decoder(prompts)() for side in (ours, bench_peers._Theirs(config, tmp_path)))
     assert here.shape == (2, 12) and (here == there).all()
-    rows = np.random.default_rng(1).integers(8, 300, (2, 16)).astype(np.int32)
+    rows = np.random.default_rng(1).integers(8, 300, (8, 16)).astype(np.int32)  # one for each device
     for reading in (True, False):
         assert len(ours.distiller(rows, reading)()) == bench_peers.STEPS
     assert ours.trained == 2 * (2 * 16 * 128 + 16 + 16 + 1), "A, B, two router columns and a bias a layer"

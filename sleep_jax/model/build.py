@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from sleep_jax.model import decode as decode_lib
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
-from sleep_jax.model.transformer import Transformer
+from sleep_jax.model.layers import worth_turning
+from sleep_jax.model.transformer import Transformer, apart
 from sleep_jax.types import Array, Memory, Model, Output, Rollout, Sampling, Tree
 
 
@@ -30,16 +31,12 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         shared = {"positions_BT": tokens, "mask_BTS": jnp.ones((1, 1, 1), bool)}
         return net.init(key, tokens, {}, shared, method=lambda m, *xs: m.unembed(m(*xs)[0]))["params"]
 
-    def run(params, tokens_BT, positions_BT, mask_BTS, memory, adapter, cache=None, random_keys_B=None):
+    def run(params, tokens_BT, positions_BT, mask_BTS, memory, layer, random_keys_B=None):
         shared = {"positions_BT": positions_BT, "mask_BTS": mask_BTS}
         if memory is not None and memory.bank is not None:
             shared["active"] = memory.active_LE
             if random_keys_B is not None:
                 shared["random_keys_B"] = random_keys_B
-        layer = _layer_inputs(memory, adapter)
-        if cache is not None:
-            kvs, at = cache
-            layer["cache"] = [(*kv, at) for kv in kvs]
         return net.apply({"params": params}, tokens_BT, layer, shared)
 
     def unembed(params: Tree, hidden_BTD: Array) -> Array:
@@ -84,10 +81,28 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
             mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None]
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(steps_T, (B, T))
-        hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, adapter)
+        layer = _layer_inputs(memory, adapter)
+        hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, layer)
         routes = ys["gates_BTLE"]
         routes_BTLE = None if routes is None else routes.mean(0)
         return Output(unembed(params, hidden_BTD), hidden_BTD, routes_BTLE, ys["router_BTLE"])
+
+    def stepper(params: Tree, memory: Memory | None, adapter: Tree | None):
+        """`step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B)` of decoding, with a cache."""
+
+        def lay_out(turned: bool) -> tuple[Tree, list[Tree]]:
+            return apart(config, memory_config, params, _layer_inputs(memory, adapter), turned)
+
+        laid_out = lay_out(turned=True) if worth_turning() else None
+
+        def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
+            head, layers = laid_out or lay_out(turned=False)
+            kvs, at = cache
+            layers = [{**own, "cache": (*kv, at)} for own, kv in zip(layers, kvs, strict=True)]
+            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, layers, random_keys_B)
+            return net.apply(head, hidden_BTD, method=net.unembed)[:, 0], ys["kv"]
+
+        return step
 
     def check_length(prompt: int, new: int) -> None:
         if config.max_len < prompt + new:
@@ -114,15 +129,17 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         """
         check_length(prompts_BT.shape[1], sampling.max_new)
 
+        later = stepper(params, memory, adapter)
+
         def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
-            hidden_BTD, ys = run(
-                params, tokens_BT, positions_BT, mask_BTS, memory, adapter, cache, random_keys_B
-            )
-            kv = ys["kv"]
-            if cache is None:  # prefill: only the last true token of each row is read
-                hidden_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
-                kv = [tuple(x[n] for x in kv) for n in range(config.layers)]
-            return unembed(params, hidden_BTD)[:, 0], kv
+            if cache is not None:
+                return later(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B)
+            layer = _layer_inputs(memory, adapter)
+            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, memory, layer, random_keys_B)
+            # Only the last true token of each row is read.
+            hidden_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
+            kvs = [tuple(x[n] for x in ys["kv"]) for n in range(config.layers)]
+            return unembed(params, hidden_BTD)[:, 0], kvs
 
         rows = prompts_BT, lengths_B, keys_B
         return decode_lib.decode(step, *rows, sampling, eos=eos, grammar_ZV=grammar_ZV)
@@ -145,21 +162,18 @@ def build(config: ModelConfig, memory_config: MemoryConfig, *, eos: int) -> Mode
         """
         check_length(prompts_QT.shape[1], sampling.max_new)
 
-        def step(tokens_BT, positions_BT, mask_BTS, cache, random_keys_B):
-            seen = memory, adapter, cache, random_keys_B
-            hidden_BTD, ys = run(params, tokens_BT, positions_BT, mask_BTS, *seen)
-            return unembed(params, hidden_BTD)[:, 0], ys["kv"]
-
         def empty(slots: int) -> Tree:
             def read():
                 tokens_BT = jnp.zeros((len(seats_B), slots), jnp.int32)
                 mask_BTS = jnp.ones((len(seats_B), slots, slots), bool)
-                return run(params, tokens_BT, tokens_BT, mask_BTS, memory, None)[1]["kv"]
+                layer = _layer_inputs(memory, None)
+                return run(params, tokens_BT, tokens_BT, mask_BTS, memory, layer)[1]["kv"]
 
             shapes = jax.eval_shape(read)
             return [tuple(jnp.zeros(x.shape[1:], x.dtype) for x in shapes) for _ in range(config.layers)]
 
         queue = prompts_QT, lengths_Q, keys_Q, rows, seats_B
+        step = stepper(params, memory, adapter)
         return decode_lib.drain(step, empty, *queue, sampling, eos=eos, grammar_ZV=grammar_ZV)
 
     return Model(

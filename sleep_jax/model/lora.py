@@ -89,7 +89,7 @@ def grouped(adapters: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), adapters)
 
 
-def added(x_BTD: Array, layer: Tree | None, name: str, size: tuple[int, ...]) -> Array | float:
+def added(x_BTD: Array, layer: Tree | None, name: str) -> Array | float:
     """x A B of one block's adapter, to be added to the layer's own product; 0 without an adapter.
 
     Args:
@@ -97,10 +97,9 @@ def added(x_BTD: Array, layer: Tree | None, name: str, size: tuple[int, ...]) ->
       layer: one block's part of an adapter, arrays of [in, R] and [R, out], or grouped with a leading axis
         that divides B.
       name: of the layer.
-      size: axes of the layer's output behind B and T.
 
     Returns:
-      y [B, T, *size] in the dtype of x, or 0.
+      y [B, T, out] in the dtype of x, or 0.
     """
     if layer is None:
         return 0.0
@@ -108,4 +107,4 @@ def added(x_BTD: Array, layer: Tree | None, name: str, size: tuple[int, ...]) ->
     groups = a.shape[0] if a.ndim == 3 else 1
     x_GMD = x_BTD.reshape(groups, -1, x_BTD.shape[-1])
     a, b = a.reshape(groups, *a.shape[-2:]), b.reshape(groups, *b.shape[-2:])
-    return ((x_GMD @ a) @ b).reshape(*x_BTD.shape[:-1], *size)
+    return ((x_GMD @ a) @ b).reshape(*x_BTD.shape[:-1], -1)

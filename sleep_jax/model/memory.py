@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax.model.config import MemoryConfig, ModelConfig
-from sleep_jax.model.layers import MASKED, project
+from sleep_jax.model.layers import MASKED, Turned, project
 from sleep_jax.types import Array, Memory, Tree
 
 
@@ -218,7 +218,14 @@ def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None)
     return jnp.where(active[:, None], gates, 0.0)
 
 
-def experts(x_BTD: Array, bank: Tree, gates_BTLE: Array, scale: float) -> Array:
+def joined(bank: Tree, scale: float, dtype: str) -> tuple[Array, Array]:
+    """All slots of one layer as one pair of matrices, a_DS and b_SD times the scale, S = L E R."""
+    L, E, D, R = bank["a_NLEDR"].shape
+    a_DS = bank["a_NLEDR"].transpose(2, 0, 1, 3).reshape(D, L * E * R).astype(dtype)
+    return a_DS, (scale * bank["b_NLERD"]).reshape(L * E * R, D).astype(dtype)
+
+
+def experts(x_BTD: Array, a_DS: Array | Turned, b_SD: Array | Turned, gates_BTLE: Array) -> Array:
     """sum over slots of gate * scale * B silu(A x), all slots as one matrix product of width L*E*R.
 
     A dense product costs less than a dispatch at these widths, and a closed gate contributes exactly 0. The
@@ -226,16 +233,12 @@ def experts(x_BTD: Array, bank: Tree, gates_BTLE: Array, scale: float) -> Array:
 
     Args:
       x_BTD: what the block's own MLP reads.
-      bank: slots of one layer, `a_NLEDR` and `b_NLERD` without their N.
+      a_DS, b_SD: of `joined`, with `memory.expert_scale`.
       gates_BTLE: of `route`.
-      scale: `memory.expert_scale`.
 
     Returns:
       y_BTD in the dtype of x_BTD, to be added to the MLP's output.
     """
-    L, E, D, R = bank["a_NLEDR"].shape
-    a_DS = bank["a_NLEDR"].transpose(2, 0, 1, 3).reshape(D, L * E * R).astype(x_BTD.dtype)
-    b_SD = (scale * bank["b_NLERD"]).reshape(L * E * R, D).astype(x_BTD.dtype)
-    hidden = jax.nn.silu(project(x_BTD, a_DS)).reshape(*x_BTD.shape[:2], L, E, R)
-    hidden = hidden * gates_BTLE[..., None].astype(x_BTD.dtype)
-    return project(hidden.reshape(*x_BTD.shape[:2], L * E * R), b_SD)
+    hidden_BTS = jax.nn.silu(project(x_BTD, a_DS))
+    hidden_BTLER = hidden_BTS.reshape(*gates_BTLE.shape, -1) * gates_BTLE[..., None].astype(x_BTD.dtype)
+    return project(hidden_BTLER.reshape(hidden_BTS.shape), b_SD)

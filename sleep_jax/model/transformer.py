@@ -1,12 +1,25 @@
 """The decoder: embedding, a scan over stacked layers, last norm, output head."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sleep_jax.model import lora
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
-from sleep_jax.model.layers import GLU, Attention, RMSNorm, frequencies, last_seen, project
+from sleep_jax.model.layers import (
+    GLU,
+    Attention,
+    RMSNorm,
+    Turned,
+    frequencies,
+    last_seen,
+    project,
+    rotation,
+    summed,
+)
 from sleep_jax.types import Array, Tree
 
 
@@ -16,10 +29,10 @@ class Block(nn.Module):
     With `post_norms` each of the two branches ends in a norm; the experts are part of the MLP's, inside it.
 
     The call takes what is this layer's own (`index`, and where there are any `fast` deltas, expert `bank`,
-    `adapter` and `cache`) and what all layers share (`positions_BT`, `mask_BTS`, `active` slots,
-    `random_keys_B`). Where some layers look back a window alone, `windowed` says whether this one does, and
-    `near_BTS` is their mask; routers see all. It returns x_BTD and this layer's new keys and values, its
-    gates and its router scores.
+    its `experts` already joined, `adapter` and `cache`) and what all layers share (`rotation_BTK`,
+    `mask_BTS`, `active` slots, `random_keys_B`). Where some layers look back a window alone, `windowed` says
+    whether this one does, and `near_BTS` is their mask; routers see all. It returns x_BTD and this layer's
+    new keys and values, its gates and its router scores.
     """
 
     config: ModelConfig
@@ -36,8 +49,12 @@ class Block(nn.Module):
         mask_BTS = shared["mask_BTS"]
         if c.window:
             mask_BTS = jnp.where(layer["windowed"], shared["near_BTS"], mask_BTS)
-        frequency_K = frequencies(c, layer.get("windowed", False))
-        y_BTD, kv = attention(h_BTD, shared["positions_BT"], frequency_K, mask_BTS, kv_cache, adapter)
+        rotation_BTK = shared["rotation_BTK"]
+        if c.rope_local_theta:
+            rotation_BTK = jax.tree.map(
+                functools.partial(jnp.where, layer["windowed"]), shared["near_rotation_BTK"], rotation_BTK
+            )
+        y_BTD, kv = attention(h_BTD, rotation_BTK, mask_BTS, kv_cache, adapter)
         if c.post_norms:
             y_BTD = RMSNorm(c, name="attn_post_norm")(y_BTD)
         x_BTD = x_BTD + y_BTD
@@ -55,7 +72,10 @@ class Block(nn.Module):
             if keys_B is not None:
                 keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer["index"])
             gates_BTLE = memory_lib.route(logits_BTLE, shared["active"], keys_B)
-            y_BTD = y_BTD + memory_lib.experts(h_BTD, bank, gates_BTLE, self.memory_config.expert_scale)
+            pair = layer.get("experts") or memory_lib.joined(
+                bank, self.memory_config.expert_scale, c.compute_dtype
+            )
+            y_BTD = y_BTD + memory_lib.experts(h_BTD, *pair, gates_BTLE)
         if c.post_norms:
             y_BTD = RMSNorm(c, name="mlp_post_norm")(y_BTD)
         return x_BTD + y_BTD, {"kv": kv, "gates_BTLE": gates_BTLE, "router_BTLE": logits_BTLE}
@@ -85,38 +105,93 @@ class Transformer(nn.Module):
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             self.head_DV = self.param("head_DV", init, (c.width, c.vocab_size), c.param_dtype)
 
-    def __call__(self, tokens_BT: Array, layer: Tree, shared: Tree) -> tuple[Array, Tree]:
-        """tokens_BT and the per-layer and shared inputs of `Block` -> hidden_BTD and per-layer outputs."""
+    def __call__(self, tokens_BT: Array, layer: Tree | list[Tree], shared: Tree) -> tuple[Array, Tree]:
+        """tokens_BT and the per-layer and shared inputs of `Block` -> hidden_BTD and per-layer outputs.
+
+        The former are stacked, or with caches a list of what `apart` gives with the `cache` of each. The
+        latter are given by positions_BT and mask_BTS, what follows from these is computed once.
+        """
         c = self.config
         x_BTD = self.embed_VD[tokens_BT].astype(c.compute_dtype)
         if c.scaled_embeddings:  # by the root as the parameters' type holds it: so they were trained
             x_BTD *= jnp.asarray(c.width**0.5, c.param_dtype).astype(c.compute_dtype)
-        layer = {"index": jnp.arange(c.layers), **layer}
+        shared = {**shared, "rotation_BTK": rotation(frequencies(c), shared["positions_BT"])}
+        if c.rope_local_theta:
+            near = frequencies(c, windowed=True)
+            shared["near_rotation_BTK"] = rotation(near, shared["positions_BT"])
+        walked = isinstance(layer, list)
         if c.window:
-            layer["windowed"] = jnp.zeros(c.layers, bool).at[jnp.array(c.window_layers)].set(True)
-            newest = layer["cache"][0][-1] if "cache" in layer else tokens_BT.shape[1] - 1
+            newest = layer[0]["cache"][-1] if walked else tokens_BT.shape[1] - 1
             shared = {**shared, "near_BTS": last_seen(shared["mask_BTS"], c.window, newest)}
-        x_BTD, ys = (self._walk if "cache" in layer else self.blocks)(x_BTD, layer, shared)
+        if walked:
+            x_BTD, ys = self._walk(x_BTD, layer, shared)
+        else:
+            x_BTD, ys = self.blocks(x_BTD, numbered(c, layer), shared)
         return self.final_norm(x_BTD), ys
 
-    def _walk(self, x_BTD: Array, layer: Tree, shared: Tree) -> tuple[Array, Tree]:
+    def _walk(self, x_BTD: Array, layers: list[Tree], shared: Tree) -> tuple[Array, Tree]:
         """The blocks one after the other; their caches come and go as a list with one entry per layer.
 
         A scan would stack the caches, and so copy them whole at every token.
         """
         block = Block(self.config, self.memory_config, parent=None)
-        stacked = {k: v for k, v in layer.items() if k != "cache"}
-        stacked["params"] = self.variables["params"]["blocks"]
         kvs = []
-        for n, cache in enumerate(layer["cache"]):
-            own = jax.tree.map(lambda x, n=n: x[n], stacked)
-            x_BTD, ys = block.apply({"params": own.pop("params")}, x_BTD, {**own, "cache": cache}, shared)
+        for layer in layers:
+            own = {k: v for k, v in layer.items() if k != "variables"}
+            x_BTD, ys = block.apply(layer["variables"], x_BTD, own, shared)
             kvs.append(ys["kv"])
         return x_BTD, {"kv": kvs}
 
     def unembed(self, hidden_BTD: Array) -> Array:
         """Float32 logits of hidden states."""
-        c = self.config
-        if c.tie_embeddings:
-            return project(hidden_BTD, self.embed_VD.astype(c.compute_dtype).T).astype(jnp.float32)
-        return project(hidden_BTD, self.head_DV.astype(c.compute_dtype)).astype(jnp.float32)
+        if self.has_variable("turned", "head_DV"):
+            head_DV = Turned(self.get_variable("turned", "head_DV"))
+        else:
+            head_DV = (self.embed_VD.T if self.config.tie_embeddings else self.head_DV).astype(
+                self.config.compute_dtype
+            )
+        return project(hidden_BTD, head_DV).astype(jnp.float32)
+
+
+def numbered(c: ModelConfig, layer: Tree) -> Tree:
+    """Per-layer inputs with those that say which layer it is."""
+    layer = {"index": jnp.arange(c.layers), **layer}
+    if c.window:
+        layer["windowed"] = jnp.zeros(c.layers, bool).at[jnp.array(c.window_layers)].set(True)
+    return layer
+
+
+def apart(
+    c: ModelConfig, m: MemoryConfig, params: Tree, layer: Tree, turned: bool
+) -> tuple[Tree, list[Tree]]:
+    """What steps of decoding read, layer by layer.
+
+    Args:
+      c, m: of the network.
+      params: of the network.
+      layer: stacked per-layer inputs.
+      turned: whether every weight is laid out as `layers.Turned` says, its fast memory added.
+
+    Returns:
+      The variables that `unembed` takes, and of each layer its `variables` and own inputs.
+    """
+    stacked = {"params": params["blocks"], **numbered(c, layer)}
+    layers = [jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(c.layers)]
+    if not turned:
+        return {"params": params}, [{"variables": {"params": x.pop("params")}, **x} for x in layers]
+    head_VD = params["embed_VD"] if c.tie_embeddings else params["head_DV"].T
+    head = {"params": params, "turned": {"head_DV": head_VD.astype(c.compute_dtype)}}
+    return head, [_turned(c, m, **x) for x in layers]
+
+
+def _turned(c: ModelConfig, m: MemoryConfig, params: Tree, fast: Tree | None = None, **own: Tree) -> Tree:
+    """What `apart` gives of one layer."""
+    turned: Tree = {}
+    for part, names in lora.STORED.items():
+        for name, key in names.items():
+            w = summed(params[part][key], (fast or {}).get(key), c.compute_dtype)
+            turned.setdefault(part, {})[key] = w.reshape(lora.SIZES[name](c)).T
+    if "bank" in own:
+        pair = memory_lib.joined(own["bank"], m.expert_scale, c.compute_dtype)
+        own["experts"] = tuple(Turned(w.T) for w in pair)
+    return {"variables": {"params": params, "turned": turned}, **own}

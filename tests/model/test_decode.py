@@ -7,6 +7,7 @@ import pytest
 from equality import bit_equal
 
 from sleep_jax.data.grammar import table
+from sleep_jax.model import build, lora
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.decode import decode, drain, filter_logits
 from sleep_jax.types import Sampling
@@ -228,6 +229,23 @@ def test_greedy_takes_the_likeliest_of_the_full_forward_pass(self_, forward, sam
         assert rollout.tokens_BT[b, t] == logp_BTV[b, t - 1].argmax()
         np.testing.assert_allclose(rollout.logps_BT[b, t], logp_BTV[b, t - 1].max(), rtol=1e-3, atol=1e-4)
     assert len(said(rollout)) > 2 * B
+
+
+def test_weights_laid_out_for_steps_say_the_same_with_every_memory(
+    model, self_, scatter, prompts, monkeypatch
+):
+    params, memory = self_
+    adapter = scatter(jax.eval_shape(lambda: lora.init(model.config, 3, jax.random.key(0))), 7)
+    seen, greedy = {"memory": memory, "adapter": adapter}, Sampling(NEW, temperature=0.0)
+    rollouts = []
+    for turned in (True, False):
+        monkeypatch.setattr(build, "worth_turning", lambda turned=turned: turned)
+        run = jax.jit(lambda params, *rows: model.decode(params, *rows, greedy, **seen))
+        rollouts.append(jax.tree.map(np.asarray, run(params, *prompts)))
+    on, off = rollouts
+    np.testing.assert_array_equal(on.tokens_BT, off.tokens_BT)
+    np.testing.assert_allclose(on.logps_BT, off.logps_BT, rtol=1e-4, atol=1e-5)
+    assert len(said(on)) > 2 * B
 
 
 def test_a_rows_text_does_not_depend_on_its_batch(self_, sample, prompts):

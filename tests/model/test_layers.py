@@ -5,7 +5,17 @@ import pytest
 
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import ModelConfig
-from sleep_jax.model.layers import GLU, RMSNorm, attend, frequencies, last_seen, project, rotary
+from sleep_jax.model.layers import (
+    GLU,
+    RMSNorm,
+    Turned,
+    attend,
+    frequencies,
+    last_seen,
+    project,
+    rotary,
+    rotation,
+)
 
 
 def normal(*shape, seed=0):
@@ -18,17 +28,17 @@ def test_rotary_turns_channel_pairs_as_complex_numbers():
     half = x_BTHK[..., :3] + 1j * x_BTHK[..., 3:]
     turned = half * np.exp(1j * positions_BT[:, :, None, None] * theta ** (-2 * np.arange(3) / 6))
     wanted = np.concatenate([turned.real, turned.imag], axis=-1)
-    frequency_K = frequencies(ModelConfig(head_size=6, rope_theta=theta))
-    np.testing.assert_allclose(rotary(x_BTHK, positions_BT, frequency_K), wanted, rtol=1e-5, atol=1e-6)
-    assert rotary(x_BTHK.astype(jnp.bfloat16), positions_BT, frequency_K).dtype == jnp.bfloat16
+    angles = rotation(frequencies(ModelConfig(head_size=6, rope_theta=theta)), positions_BT)
+    np.testing.assert_allclose(rotary(x_BTHK, *angles), wanted, rtol=1e-5, atol=1e-6)
+    assert rotary(x_BTHK.astype(jnp.bfloat16), *angles).dtype == jnp.bfloat16
 
 
 def test_rotary_scores_see_only_distances():
     q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=1)
     pairs = [(5, 2), (3, 0), (23, 20), (2, 5)]
-    frequency_K = frequencies(ModelConfig(head_size=8, rope_theta=50.0))
+    c = ModelConfig(head_size=8, rope_theta=50.0)
     q_BTHK, k_BTHK = (
-        rotary(np.repeat(x, 4, axis=1), np.array(positions)[None], frequency_K)
+        rotary(np.repeat(x, 4, axis=1), *rotation(frequencies(c), np.array(positions)[None]))
         for x, positions in zip((q, k), zip(*pairs, strict=True), strict=True)
     )
     scores = np.sum(q_BTHK * k_BTHK, axis=-1)[0, :, 0]
@@ -88,6 +98,8 @@ def test_half_precision_keeps_its_softmax_in_float32():
 def test_project_is_the_einsum_over_the_inner_axis():
     x_BTD, w_DHK = normal(2, 3, 4), normal(4, 2, 5)
     np.testing.assert_allclose(project(x_BTD, w_DHK), np.einsum("btd,dhk->bthk", x_BTD, w_DHK), rtol=1e-5)
+    turned = Turned(normal(6, 4))
+    np.testing.assert_allclose(project(x_BTD, turned), x_BTD @ turned.w_OI.T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

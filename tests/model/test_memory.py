@@ -139,8 +139,9 @@ def test_experts_are_the_loop_over_slots():
     for at in np.ndindex(L, E):
         h = x_BTD @ bank["a_NLEDR"][at]
         wanted += gates_BTLE[..., *at, None] * (1.5 * (h / (1 + np.exp(-h))) @ bank["b_NLERD"][at])
-    as_float32 = jax.tree.map(lambda x: x.astype(np.float32), (x_BTD, bank, gates_BTLE))
-    np.testing.assert_allclose(memory_lib.experts(*as_float32, 1.5), wanted, rtol=1e-4, atol=1e-4)
+    x_BTD, bank, gates_BTLE = jax.tree.map(lambda x: x.astype(np.float32), (x_BTD, bank, gates_BTLE))
+    pair = memory_lib.joined(bank, 1.5, "float32")
+    np.testing.assert_allclose(memory_lib.experts(x_BTD, *pair, gates_BTLE), wanted, rtol=1e-4, atol=1e-4)
 
 
 # Slots.
