@@ -44,6 +44,9 @@ def make_run(path, method, seed, fall, rng, slept=True):
         ),
     )  # fmt: skip
     metrics.write_retention(path, NAMES, accuracy)
+    for cycle in range(n):
+        asked = [metrics.Answer(name, EVIL, "b", "b" * (k + 1), k == 0) for k, name in enumerate(NAMES)]
+        metrics.write_answers(path, cycle, asked[: cycle + 2])
     with metrics.MetricsWriter(path) as log:
         for step in range(0, 600, 10):
             log.write("birth", 0, step, {"loss": 4 * math.exp(-step / 150) + 0.4 + rng.normal(0, 0.05)})
