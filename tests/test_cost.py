@@ -176,7 +176,7 @@ def test_a_program_may_take_the_memory_of_what_it_is_given():
 
 @pytest.fixture(scope="module")
 def sleeper(tiny, grown):
-    """A model of this file alone, so that no program has been run before."""
+    """A model of these tests alone: its programs are never compiled."""
     tok = Tokenizer.train([" where is it? in Bath. a cat is in the hat"] * 3, 301)
     model = tiny(vocab_size=tok.vocab_size, max_len=72, layers=1)
     params, memory = grown(model)
@@ -275,6 +275,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_every_kind_names_its_own_keys_where_it_does_not_fit(name, sleeper, monkeypatch):
     run, keys = REFUSED[name]
+    compiled = types.SimpleNamespace(lower=lambda: compiled, compile=lambda: compiled)
+    monkeypatch.setattr(cost.Program, "trace", lambda *_: compiled)
+    monkeypatch.setattr(cost, "memory", lambda _: SIZES)
     monkeypatch.setattr(cost, "room", lambda: 1)
     with pytest.raises(ValueError, match=f"^{name} takes .* of the 1 B of each device: .*{keys}"):
         run(sleeper)

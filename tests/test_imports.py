@@ -128,6 +128,18 @@ def test_only_one_file_imports_orbax():
     assert users("orbax") == {"sleep_jax/checkpoint.py"}
 
 
+def test_what_holds_a_model_is_jitted_where_its_memory_is_looked_at():
+    """By `cost.Program`, or as a training step; edit distances hold none."""
+
+    def jits(path):
+        nodes = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute))
+        return any(n.attr == "jit" and getattr(n.value, "id", "") == "jax" for n in nodes)
+
+    assert {m for m in LIBRARY if jits(FILES[m])} == {
+        f"{OURS}.cost", f"{OURS}.partition", f"{OURS}.sleep.imitate"
+    }  # fmt: skip
+
+
 def test_data_knows_no_model_and_no_operation():
     for module, path in FILES.items():
         if module.startswith(f"{OURS}.data"):
