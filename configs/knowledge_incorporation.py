@@ -24,7 +24,9 @@ answer 96.8 %: Sleep 93.0 % and birth 94.8 -> 94.8 %; SEAL on as many of the sam
 1e-2 on all rows, and lines that are not grounded struck out, 24 dreams in place of 12 (instances 90.2 ->
 96.8 %): 89.2 %, and 92.5 % with the slot forced open; routers that weigh a miss 4 times: 92.2 %; without
 this, teacher and student softened by a temperature of 2: 92.2 % and 94.0 %, birth 87.5 %; both: 93.0 %.
-Measured step by step in a script around the functions of this study. Test: none at these settings.
+Measured step by step in a script around the functions of this study. Test, seed 0: one passage Sleep 85.9 +-
+5.5 %, SEAL 90.6 +- 4.6; fifty at once Sleep 84.8 +- 1.9, birth 88.5 -> 88.0 %; after eight edits in a row the
+first passage is at 100 % (88 right after its edit), birth at 87.5 %.
 """
 
 from configs import base
