@@ -99,8 +99,11 @@ def load(tensors: Mapping[str, np.ndarray], like: Tree, rows: int, where: str = 
     Args:
       tensors: by their names; views of files (`tensorfile.read`), or arrays.
       like: our parameters as shapes, dtypes and shardings (`Partitioner.abstract`).
-      rows: V of the checkpoint. Where ours is larger, the words that it lacks start as the mean of all it
-        has: no other logit changes, and theirs are those of an average word.
+      rows: V of the checkpoint. Where ours is larger, the words that it lacks start as any of its own might:
+        drawn with each column's mean and standard deviation (over some 4096 words: a large table is never
+        copied for it), the same in every run. No other logit
+        changes. (As the mean itself, all of them would be one word: nothing that reads or answers could tell
+        <ans> from <say>, and a model whose backbone is frozen never would.)
       where: name of the checkpoint, for messages.
 
     Returns:
@@ -129,10 +132,16 @@ def load(tensors: Mapping[str, np.ndarray], like: Tree, rows: int, where: str = 
             found = whole[index].astype(x.dtype)
             if words < 0 or x.shape[words] == rows:
                 return found
-            new = len(range(x.shape[words])[index[words]]) - found.shape[words]
+            lacking = [v - rows for v in range(x.shape[words])[index[words]] if v >= rows]
+            if not lacking:
+                return found
             across = tuple(slice(None) if a == words else i for a, i in enumerate(index))
-            mean = whole[across].mean(words, dtype=np.float32, keepdims=True).astype(x.dtype)
-            return np.concatenate([found, np.repeat(mean, new, words)], words)
+            drawn = np.random.default_rng(0).normal(size=(x.shape[words] - rows, x.shape[1 - words]))
+            drawn = drawn[lacking][:, index[1 - words]]
+            had = np.moveaxis(whole[across], words, 0)[:: max(rows // 4096, 1)]
+            mean, deviation = (of(0, dtype=np.float32) for of in (had.mean, had.std))
+            new = np.moveaxis(mean + deviation * drawn, 0, words)
+            return np.concatenate([found, new.astype(x.dtype)], words)
 
         return jax.make_array_from_callback(x.shape, x.sharding, part)
 
