@@ -40,7 +40,7 @@ def get_config():
     c.row_length, c.model.max_len, c.memory.periods = 192, 256, (576,)
     c.model.layers, c.model.ff, c.model.unroll = 3, 384, 3
     c.stream.strangers, c.stream.days = 3000, 1
-    c.birth.epochs = 16
+    c.birth.epochs, c.birth.blanks = 16, 0.15
     c.memory.slots, c.memory.rank = 12, 128
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (3e-3,), 0.02, 4
     c.eval_batch = c.sleep.recall.batch_size = 128
@@ -55,7 +55,8 @@ def get_config():
     c.sleep.skill_share, c.sleep.recall.max_new = 0.15, 190
     c.rem.rounds = 2
     c.rem.roles, c.rem.per_context, c.rem.score = ("questions", "completions"), 24, "greedy"
-    c.rem.temperature, c.rem.top_p, c.rem.random_expert = 0.6, 0.9, False
+    c.rem.temperature, c.rem.top_p, c.rem.random_expert = 1.0, 0.95, False
+    c.rem.learn.epochs, c.rem.learn.optim.lr = 3, 2e-3  # longer, and it dreams the same again and again
     c.rem.common, c.rem.top, c.rem.random, c.rem.recount = 0.04, 14, 2, 24
     c.rem.trials.rank, c.rem.trials.alpha = 8, 16.0
     c.rem.trials.steps, c.rem.trials.batch_rows, c.rem.trials.optim.lr = 80, 2, 5e-3
