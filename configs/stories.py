@@ -34,7 +34,7 @@ def get_config():
     c.sleep.skill_share, c.sleep.recall.max_new = 0.3, 190
     c.sleep.old_dreams, c.sleep.new_dreams = 1000, 300
     c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 1600, 8, 80, 20
-    c.sleep.optim.lr = 7e-3
+    c.sleep.optim.lr, c.sleep.blanks = 7e-3, 0.2
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
     c.sleep.seed.temperature, c.sleep.seed.missed = 2.0, 4.0
     # Nobody has shown it how one recalls, each night learns it for itself; at birth it read no character.
