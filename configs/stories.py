@@ -36,7 +36,7 @@ def get_config():
     c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 1600, 8, 80, 20
     c.sleep.optim.lr, c.sleep.blanks = 7e-3, 0.2
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
-    c.sleep.seed.temperature, c.sleep.seed.missed = 2.0, 4.0
+    c.sleep.seed.temperature, c.sleep.seed.missed = 2.0, 2.0
     # Nobody has shown it how one recalls, each night learns it for itself; at birth it read no character.
     c.sleep.seed.prompt_weight, c.sleep.recall_share, c.sleep.night_weight = 0.5, 0.3, 3.0
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
