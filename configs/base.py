@@ -130,7 +130,7 @@ def get_config() -> ConfigDict:
     n.new_dreams = 1500  # dreams per night of the awake self, beside the day's inputs where they are at hand
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
-    n.blanks = 0.0  # share of dreamt prompts' tokens blanked for the student alone; wants birth.blanks
+    n.blanks = 0.0  # share of dreamt prompts' tokens blanked for the student alone
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams
