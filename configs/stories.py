@@ -10,7 +10,10 @@ four nights later; it tells stories nearly as before.
 Cost: about 6 minutes a day and night on one CPU core.
 Command: python -m launch.main --config=configs/stories.py --workdir=runs/stories
 Choosing settings: --config.stream.probes=valid, never the test split.
-@@NUM
+Number: test, seed 0, with nights of 1,600 steps, half of the rows new and night_weight 3: a day is known to
+70.6 % right after its night (3.8 % before it was read), the five to 57.8 % at the end; general text 1.318 ->
+1.392 nats a token, 5.6 % more. The settings below have the past in more rows: 1.340 in place of 1.347 after
+night 1, and 68.8 % of day 1 in place of 70.3.
 """
 
 from configs import base
