@@ -80,22 +80,26 @@ def _share_of_pairs(examples: Sequence[Example]) -> float:
 def agreement(
     world: World, params: Tree, memory: Memory, taught: Sequence[tuple[Self, Sequence[Dream]]]
 ) -> float | None:
-    """Share of held-out dreams with a prompt that this self answers as the dream does.
+    """How much of the held-out dreams this self says as they do, each dream counting alike.
 
-    Dreams that are longer than an answer may be are not asked for. Where no dream has a prompt, share of
-    their tokens that it finds likeliest; None without any dream.
+    Of a dream with a prompt whether it is answered so, 0 or 1; of free text the share of the tokens that are
+    found likeliest, over all texts together. So a handful of pairs among many texts decides nothing alone.
+    Dreams with a prompt that are longer than an answer may be are not asked for; None where nothing is left.
     """
     tok, longest, row_length = world.tok, world.config.answer_tokens, world.config.row_length
     examples = [d.example for _, dreams in taught for d in dreams]
-    pairs = [e for e in examples if e.prompt]
-    if examples and not pairs:
-        rows = packing.pack(encoding.encode(tok, examples, row_length), row_length)[0]
-        return token_accuracy(world.model, params, memory, rows, world.config.eval_batch // 4)
-    pairs = [p for p in pairs if len(tok.encode(" " + p.answer)) < longest]
-    if not pairs:
+    texts = [e for e in examples if not e.prompt]
+    pairs = [e for e in examples if e.prompt and len(tok.encode(" " + e.answer)) < longest]
+    if not texts and not pairs:
         return None
-    answers = ask(world, params, memory)(pairs)
-    return float(evals.matches(answers, [p.answer for p in pairs]).mean())
+    agreed = 0.0
+    if texts:
+        rows = packing.pack(encoding.encode(tok, texts, row_length), row_length)[0]
+        share = token_accuracy(world.model, params, memory, rows, world.config.eval_batch // 4)
+        agreed += share * len(texts)
+    if pairs:
+        agreed += evals.matches(ask(world, params, memory)(pairs), [p.answer for p in pairs]).sum()
+    return float(agreed / (len(texts) + len(pairs)))
 
 
 def ask(world: World, params: Tree, memory: Memory | None) -> evals.Answerer:

@@ -244,7 +244,9 @@ def test_blanks_are_the_students_alone(born, begun, tmp_path, monkeypatch, quick
     np.testing.assert_array_equal(held_out[0].rows.tokens_BT, held_out[1].rows.tokens_BT)
 
 
-def test_free_text_is_judged_by_its_likeliest_tokens(born, begun, tmp_path, quickly):
+def test_free_text_is_judged_by_its_likeliest_tokens_and_every_dream_counts_alike(
+    born, begun, tmp_path, quickly
+):
     begun(tmp_path, "000-birth")
     world, state = waking(tmp_path, born)
     texts = [
@@ -260,8 +262,9 @@ def test_free_text_is_judged_by_its_likeliest_tokens(born, begun, tmp_path, quic
         hits += int((np.asarray(logits_TV).argmax(-1)[:-1] == ids[1:]).sum())
         total += len(ids) - 1
     assert 0 < hits < total and found == pytest.approx(hits / total)
+    alone = night.agreement(world, state.params, resting, [("birth", [asked])])
     both = night.agreement(world, state.params, resting, [("birth", [*texts, asked])])
-    assert both == night.agreement(world, state.params, resting, [("birth", [asked])]) in (0.0, 1.0)
+    assert alone in (0.0, 1.0) and both == pytest.approx((2 * found + alone) / 3)
     assert night.agreement(world, state.params, resting, [("birth", [])]) is None
 
 
