@@ -99,11 +99,8 @@ def load(tensors: Mapping[str, np.ndarray], like: Tree, rows: int, where: str = 
     Args:
       tensors: by their names; views of files (`tensorfile.read`), or arrays.
       like: our parameters as shapes, dtypes and shardings (`Partitioner.abstract`).
-      rows: V of the checkpoint. Where ours is larger, the words that it lacks start as any of its own might:
-        drawn with each column's mean and standard deviation (over some 4096 words: a large table is never
-        copied for it), the same in every run. No other logit
-        changes. (As the mean itself, all of them would be one word: nothing that reads or answers could tell
-        <ans> from <say>, and a model whose backbone is frozen never would.)
+      rows: V of the checkpoint. Where ours is larger, the words that it lacks start as any of its own might
+        (`_new_words`). No other logit changes.
       where: name of the checkpoint, for messages.
 
     Returns:
@@ -130,22 +127,27 @@ def load(tensors: Mapping[str, np.ndarray], like: Tree, rows: int, where: str = 
                 return out
             whole = place.ours(tensors[place.names[0]])
             found = whole[index].astype(x.dtype)
-            if words < 0 or x.shape[words] == rows:
+            if words < 0 or (here := range(x.shape[words])[index[words]]).stop <= rows:
                 return found
-            lacking = [v - rows for v in range(x.shape[words])[index[words]] if v >= rows]
-            if not lacking:
-                return found
-            across = tuple(slice(None) if a == words else i for a, i in enumerate(index))
-            drawn = np.random.default_rng(0).normal(size=(x.shape[words] - rows, x.shape[1 - words]))
-            drawn = drawn[lacking][:, index[1 - words]]
-            had = np.moveaxis(whole[across], words, 0)[:: max(rows // 4096, 1)]
-            mean, deviation = (of(0, dtype=np.float32) for of in (had.mean, had.std))
-            new = np.moveaxis(mean + deviation * drawn, 0, words)
-            return np.concatenate([found, new.astype(x.dtype)], words)
+            new = _new_words(np.moveaxis(whole, words, 0), x.shape[words] - rows, index[1 - words])
+            new = new[max(here.start - rows, 0) : here.stop - rows]
+            return np.concatenate([found, np.moveaxis(new, 0, words).astype(x.dtype)], words)
 
         return jax.make_array_from_callback(x.shape, x.sharding, part)
 
     return jax.tree.unflatten(jax.tree.structure(like), [leaf(path, x) for path, x in table.items()])
+
+
+def _new_words(table_VD: np.ndarray, count: int, columns: slice) -> np.ndarray:
+    """Some columns of `count` words that a checkpoint lacks, the same in every run and on every mesh.
+
+    They are drawn with the mean and the standard deviation of each column, over some 4096 words: a large
+    table is never copied for it. As the mean itself all of them would be one word: nothing that reads or
+    answers could tell <ans> from <say>, and a model whose backbone is frozen never would.
+    """
+    had = table_VD[:: max(len(table_VD) // 4096, 1), columns]
+    drawn = np.random.default_rng(0).normal(size=(count, table_VD.shape[1]))[:, columns]
+    return had.mean(0, dtype=np.float32) + had.std(0, dtype=np.float32) * drawn
 
 
 def _zip(shape: tuple[int, ...], index: tuple[slice, ...]):

@@ -90,16 +90,14 @@ def agreement(
     examples = [d.example for _, dreams in taught for d in dreams]
     texts = [e for e in examples if not e.prompt]
     pairs = [e for e in examples if e.prompt and len(tok.encode(" " + e.answer)) < longest]
-    if not texts and not pairs:
-        return None
-    agreed = 0.0
+    agreed: list[float] = []
     if texts:
         rows = packing.pack(encoding.encode(tok, texts, row_length), row_length)[0]
         share = token_accuracy(world.model, params, memory, rows, world.config.eval_batch // 4)
-        agreed += share * len(texts)
+        agreed += [share] * len(texts)
     if pairs:
-        agreed += evals.matches(ask(world, params, memory)(pairs), [p.answer for p in pairs]).sum()
-    return float(agreed / (len(texts) + len(pairs)))
+        agreed += list(evals.matches(ask(world, params, memory)(pairs), [p.answer for p in pairs]))
+    return float(np.mean(agreed)) if agreed else None
 
 
 def ask(world: World, params: Tree, memory: Memory | None) -> evals.Answerer:
