@@ -8,7 +8,7 @@ Sleep (selected dreams, consolidated into a fresh slot), and Sleep without one p
 Claim: what Sleep takes in stays beside what was known before, and of 50 passages at once it takes in as much
 as an adapter that is added to the weights, after which what was known before is gone.
 Cost: on one CPU core a birth of 8 to 12 minutes a seed and 4 until the study begins, then about 40 for Sleep,
-30 for SEAL, 15 for passage only.
+30 for SEAL, 15 to 20 for passage only.
 Command: python -m launch.main --config=configs/knowledge_incorporation.py --workdir=runs/incorporation
 Ablations: --config.method=sleep,sleep_no_selection,sleep_random_expert,sleep_no_dreaming
 Choosing settings: --config.stream.probes=valid, never the test split.

@@ -7,7 +7,7 @@ What that costs it as a storyteller is the loss on stories that the untouched mo
 
 Claim: most of a day is known the next morning in beginnings of stories that it never read, and most of that
 four nights later; it tells stories nearly as before.
-Cost: about 6 minutes a day and night on one CPU core.
+Cost: about 7 minutes a day and night on one CPU core, as many for sequential.
 Command: python -m launch.main --config=configs/stories.py --workdir=runs/stories
 Choosing settings: --config.stream.probes=valid, never the test split.
 Number: test, seed 0: a day is known to 70.6 % right after its night (3.8 % before it was read), the five to
