@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sleep_jax.model.layers import MASKED
+from sleep_jax.ops.masked import MASKED
 from sleep_jax.types import Array, Rollout, Sampling, Tree
 
 

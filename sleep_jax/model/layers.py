@@ -10,10 +10,10 @@ from flax import linen as nn
 
 from sleep_jax.model import lora
 from sleep_jax.model.config import ModelConfig
+from sleep_jax.ops.attention import attend
 from sleep_jax.types import Array, Tree
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
-MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers and not NaN
 
 
 def frequencies(c: ModelConfig, windowed: bool = False) -> Array:
@@ -56,30 +56,6 @@ def rotary(x_BTHK: Array, cos_BTK: Array, sin_BTK: Array) -> Array:
     cos, sin = cos_BTK[:, :, None], sin_BTK[:, :, None]
     a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
-
-
-def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array, scalar: int = 0) -> Array:
-    """softmax(q k^T / sqrt(scalar)) v with H/J query heads per key/value head; softmax in float32.
-
-    Heads stand before keys, so that both products read a cache as it lies in memory: a transposed copy of it
-    at every token costs many times the products.
-
-    Args:
-      q_BTHK: queries; head h reads key/value head h // (H / J).
-      mask_BTS: bool, which of the S keys each query sees; one that sees none gets the mean of all values.
-      k_BJSK, v_BJSK: keys and values.
-      scalar: 0 is K.
-    """
-    B, T, H, K = q_BTHK.shape
-    J, S = k_BJSK.shape[1:3]
-    G = H // J
-    q_BTJGK = (q_BTHK * (scalar or K) ** -0.5).reshape(B, T, J, G, K)
-    q_BJMK = q_BTJGK.transpose(0, 2, 3, 1, 4).reshape(B, J, G * T, K)
-    att_BJMS = jnp.einsum("bjmk,bjsk->bjms", q_BJMK, k_BJSK).astype(jnp.float32)
-    att_BJGTS = jnp.where(mask_BTS[:, None, None], att_BJMS.reshape(B, J, G, T, S), MASKED)
-    att_BJMS = jax.nn.softmax(att_BJGTS, axis=-1).astype(q_BTHK.dtype).reshape(B, J, G * T, S)
-    y_BJMK = jnp.einsum("bjms,bjsk->bjmk", att_BJMS, v_BJSK)
-    return y_BJMK.reshape(B, J, G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
 def last_seen(mask_BTS: Array, window: int, newest: Array | int) -> Array:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax.model.config import MemoryConfig, ModelConfig
-from sleep_jax.model.layers import MASKED, Turned, project
+from sleep_jax.model.layers import Turned, project
+from sleep_jax.ops.masked import MASKED
 from sleep_jax.types import Array, Memory, Tree
 
 

@@ -16,6 +16,7 @@ from sleep_jax.types import Array, Mean
 # compiler fuses it into the sum over the vocabulary, where a select made it store further arrays of that size
 # (1.5 to 3 times slower).
 LOG_ZERO = -110.0
+MASKED = -1e30  # for a score that is out: finite, so that where all are there are numbers and not NaN
 
 
 def masked_mean(x: Array, where: Array) -> Mean:

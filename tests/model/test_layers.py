@@ -9,7 +9,6 @@ from sleep_jax.model.layers import (
     GLU,
     RMSNorm,
     Turned,
-    attend,
     frequencies,
     last_seen,
     project,
@@ -55,44 +54,6 @@ def test_of_the_keys_that_are_seen_a_window_keeps_the_latest():
             back = [(newest - i) % S for i in range(S)]
             kept[b, t, [s for s in back if mask_BTS[b, t, s]][:window]] = True
         np.testing.assert_array_equal(last_seen(jnp.array(mask_BTS), window, newest), kept)
-
-
-def looped_attention(q_BTHK, mask_BTS, k_BJSK, v_BJSK):
-    B, T, H, K = q_BTHK.shape
-    group = H // k_BJSK.shape[1]
-    y_BTHK = np.zeros(q_BTHK.shape)
-    for b in range(B):
-        for t in range(T):
-            for h in range(H):
-                score_S = k_BJSK[b, h // group] @ q_BTHK[b, t, h].astype(np.float64) / np.sqrt(K)
-                weight_S = np.exp(score_S - score_S.max()) * mask_BTS[b, t]
-                y_BTHK[b, t, h] = weight_S @ v_BJSK[b, h // group] / weight_S.sum()
-    return y_BTHK
-
-
-@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (2, 2)])
-def test_attention_is_the_loop_over_heads(heads, kv_heads):
-    q_BTHK = normal(2, 3, heads, 4)
-    k_BJSK, v_BJSK = normal(2, kv_heads, 5, 4, seed=1), normal(2, kv_heads, 5, 4, seed=2)
-    mask_BTS = np.random.default_rng(3).random((2, 3, 5)) < 0.6
-    mask_BTS[..., 1] = True
-    wanted = looped_attention(q_BTHK, mask_BTS, k_BJSK, v_BJSK)
-    np.testing.assert_allclose(
-        jax.jit(attend)(q_BTHK, mask_BTS, k_BJSK, v_BJSK), wanted, rtol=1e-5, atol=1e-6
-    )
-
-
-def test_a_query_that_sees_nothing_gives_numbers():
-    k_BJSK, v_BJSK = normal(1, 1, 5, 4), normal(1, 1, 5, 4, seed=1)
-    y_BTHK = attend(normal(1, 1, 2, 4), np.zeros((1, 1, 5), bool), k_BJSK, v_BJSK)
-    np.testing.assert_allclose(y_BTHK[0, 0], np.tile(v_BJSK[0, 0].mean(0), (2, 1)), rtol=1e-5)
-
-
-def test_half_precision_keeps_its_softmax_in_float32():
-    q, k = normal(1, 1, 1, 4).astype(jnp.bfloat16), normal(1, 1, 2, 4).astype(jnp.bfloat16)
-    traced = jax.make_jaxpr(lambda q: attend(q, np.ones((1, 1, 2), bool), k, k))(q)
-    assert ":f32[1,1,1,1,2] = exp" in str(traced)
-    assert traced.out_avals[0].dtype == jnp.bfloat16
 
 
 def test_project_is_the_einsum_over_the_inner_axis():
