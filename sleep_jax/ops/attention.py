@@ -10,7 +10,7 @@ from sleep_jax.types import Array
 
 
 def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array, scalar: int = 0) -> Array:
-    """softmax(q k^T / sqrt(scalar)) v with H/J query heads per key/value head (2305.13245), weights in float32.
+    """softmax(q k^T / sqrt(scalar)) v with H/J query heads per key/value head (2305.13245); float32 softmax.
 
     The queries of all heads that share a key lie below each other, so that keys and values are read as they
     lie in a cache, and neither repeated nor transposed: a copy at every token costs many times the products.
