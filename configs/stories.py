@@ -32,12 +32,12 @@ def get_config():
     c.wake.rule, c.wake.lr, c.wake.final, c.wake.passes = "adam", (6e-3,), 0.02, 16
     c.eval_batch = c.sleep.recall.batch_size = 128
     c.sleep.skill_share, c.sleep.recall.max_new = 0.3, 190
-    c.sleep.old_dreams, c.sleep.new_dreams = 1000, 300
-    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 1600, 8, 80, 20
+    c.sleep.old_dreams, c.sleep.new_dreams, c.sleep.new_share = 1000, 300, 0.4
+    c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 2000, 8, 80, 20
     c.sleep.optim.lr, c.sleep.blanks = 7e-3, 0.2
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
     c.sleep.seed.temperature, c.sleep.seed.missed = 2.0, 4.0
     # Nobody has shown it how one recalls, each night learns it for itself; at birth it read no character.
-    c.sleep.seed.prompt_weight, c.sleep.recall_share, c.sleep.night_weight = 0.5, 0.3, 3.0
+    c.sleep.seed.prompt_weight, c.sleep.recall_share, c.sleep.night_weight = 0.5, 0.3, 2.0
     c.sleep.recall.rounds, c.sleep.recall.temperature = 6, 0.8
     return c
