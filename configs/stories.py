@@ -7,7 +7,7 @@ What that costs it as a storyteller is the loss on stories that the untouched mo
 
 Claim: most of a day is known the next morning in beginnings of stories that it never read, and much of that
 four nights later; it tells stories nearly as before.
-Cost: 9 minutes a day and night on one CPU core.
+Cost: 9.5 minutes a day and night on one CPU core that other work shared.
 Command: python -m launch.main --config=configs/stories.py --workdir=runs/stories
 Choosing settings: --config.stream.probes=valid, never the test split.
 Number: test, seed 0: a day is known to 60.3 % right after its night (1.3 % before it was read), the five to

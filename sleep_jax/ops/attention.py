@@ -31,7 +31,7 @@ def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array, scalar:
     q_BTJGK = (q_BTHK * (scalar or K) ** -0.5).reshape(B, T, J, G, K)
     q_BJMK = q_BTJGK.transpose(0, 2, 3, 1, 4).reshape(B, J, G * T, K)
     # Repeated for every head of a group: a mask that is broadcast through the split of M into G and T has
-    # the CPU compiler divide at every score, which takes three times as long as all the rest.
+    # the CPU compiler divide at every score, and the whole take three times as long.
     mask_B1MS = jnp.tile(mask_BTS[:, None], (1, 1, G, 1))
     y_BJMK = _attend(G, q_BJMK, mask_B1MS, k_BJSK, v_BJSK)
     return y_BJMK.reshape(B, J, G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
