@@ -63,7 +63,8 @@ def make(objective: Objective, optimizer: optax.GradientTransformation, micro_ba
         else:
             parts = jax.tree.map(divide, batch)
             first = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), key)
-            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+            # In float32 whatever the parameters are: small parts would vanish in a large sum.
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first)
             (grads, metrics), _ = jax.lax.scan(accumulate, zero, parts)
         grads, metrics = reduce((grads, metrics))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
