@@ -115,6 +115,18 @@ def room() -> int:
     return host // len(devices)
 
 
+def lying() -> int:
+    """Bytes of a device that arrays of this process take now, at most."""
+    in_use = [(d.memory_stats() or {}).get("bytes_in_use") for d in jax.local_devices()]
+    if all(x is not None for x in in_use):
+        return max(in_use)
+    of: dict[jax.Device, int] = dict.fromkeys(jax.local_devices(), 0)
+    for x in jax.live_arrays():
+        for device in x.sharding.addressable_devices:
+            of[device] = of.get(device, 0) + math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return max(of.values())
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What a program is run for.
@@ -141,11 +153,13 @@ def tell(kind: Kind, sizes: dict[str, int]) -> None:
       ValueError: it takes more than there is; names the keys that lower it.
     """
     take, have = needed(sizes), room()
+    beside = max(lying() - sizes["argument"], 0)  # and not of this program
     told = f"{kind.name} takes {scaled(take, 'B')} of the {scaled(have, 'B')} of each device"
-    if take > have:
-        given, working = (scaled(sizes[k], "B") for k in ("argument", "temp"))
+    if take + beside > have:
+        given, working, other = (scaled(n, "B") for n in (sizes["argument"], sizes["temp"], beside))
         raise ValueError(
-            f"{told}: {given} for parameters, memory and batch, {working} while it runs. It cannot run. For "
+            f"{told}: {given} for parameters, memory and batch, {working} while it runs; {other} more lies "
+            "there already. It cannot run. For "
             f"the latter {kind.lower}; for the former spread the model over more devices (mesh.fsdp, "
             "mesh.model) or set model.param_dtype=bfloat16"
         )

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import logging
 import types
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sleep_jax import anchor, cost, losses, rollout, steps
 from sleep_jax.data import encoding, packing
@@ -140,6 +142,24 @@ def test_what_does_not_fit_is_refused_with_what_to_lower(monkeypatch, capsys):
     refused = "3 GB for parameters.*1 GB while it runs.*the latter lower sleep.recall.batch_size; .*mesh.fsdp"
     with pytest.raises(ValueError, match=refused):
         cost.tell(DREAMING, SIZES)
+
+
+def test_what_lies_on_the_device_beside_the_arguments_counts(monkeypatch):
+    monkeypatch.setattr(cost, "lying", lambda: SIZES["argument"] + 10**9)
+    monkeypatch.setattr(cost, "room", lambda: 5 * 10**9)
+    cost.tell(DREAMING, SIZES)
+    monkeypatch.setattr(cost, "room", lambda: 5 * 10**9 - 1)
+    with pytest.raises(ValueError, match="1 GB more lies there already"):
+        cost.tell(DREAMING, SIZES)
+
+
+def test_what_lies_on_a_device_is_its_share_of_every_array():
+    gc.collect()
+    before, mesh = cost.lying(), jax.make_mesh((8,), ("x",))
+    kept = jax.device_put(np.zeros((8, 1 << 20), np.uint8), NamedSharding(mesh, PartitionSpec("x")))
+    assert cost.lying() - before == 1 << 20
+    kept.delete()
+    assert cost.lying() == before
 
 
 def test_a_kind_is_told_of_once_and_again_where_it_doubles(monkeypatch, capsys):
