@@ -24,7 +24,8 @@ from sleep_jax.types import Array
 
 HELD_BACK = 8  # one in so many pairs of a text, and at least one where there are two
 HEADING = 8  # words; a shorter text is a heading, which says nothing without what it heads
-SENTENCES, SPACE = re.compile(r"(?<=[.!?])\s+|\n"), re.compile(r"\s+")
+LETTERS = 12  # of a word at most, where words are not told apart by spaces
+CUTS = (re.compile(r"(?<=[.!?])\s+|\n|[。！？]"), re.compile(r"\s+"))
 
 
 def reader(model, tok, params, skills: Sequence[Example], config: Config) -> Sleeper:
@@ -128,7 +129,8 @@ def of_day(
 def contexts(who: Sleeper, texts: Sequence[str], config: Config) -> list[str]:
     """Texts as they are put before the model: headings with what they head, and none longer than fits.
 
-    A longer text is cut where a sentence ends, and a longer sentence between words; nothing is lost.
+    A longer text is cut where a sentence ends, a longer sentence between words, and a longer word (or a text
+    of a language that writes without spaces) between letters; nothing is lost.
     """
     tok, room = who.tok, who.model.config.max_len - config.rem.max_new
 
@@ -138,24 +140,30 @@ def contexts(who: Sleeper, texts: Sequence[str], config: Config) -> list[str]:
 
     whole, heading = [], ""
     for text in texts:
-        if len(text.split()) < HEADING:
+        if len(text.split()) < HEADING and len(text) < HEADING * LETTERS:
             heading = f"{heading} {text}".strip()
         else:
             whole.append(f"{heading} {text}".strip())
             heading = ""
     whole += [heading] if heading else []
-    return [part for text in whole for part in _cut(text, fits, [SENTENCES, SPACE])]
+    return [part for text in whole for part in _cut(text, fits, CUTS)]
 
 
 def _cut(text: str, fits: Callable[[str], bool], where: Sequence[re.Pattern]) -> list[str]:
-    """The text in the longest parts that fit, cut at the first of these places as far as that suffices."""
-    if fits(text) or not where:
+    """The text in the longest parts that fit, cut behind the first of these places as far as that suffices,
+    and into halves where none does.
+    """
+    if fits(text) or len(text) < 2:
         return [text]
+    if not where:
+        middle = len(text) // 2
+        return _cut(text[:middle], fits, ()) + _cut(text[middle:], fits, ())
+    ends = [m.end() for m in where[0].finditer(text)]
     parts = [""]
-    for piece in (p for p in where[0].split(text) if p.strip()):
-        longer = f"{parts[-1]} {piece}".strip()
-        if fits(longer):
-            parts[-1] = longer
+    for first, last in zip([0, *ends], [*ends, len(text)], strict=True):
+        piece = text[first:last]
+        if fits(parts[-1] + piece):
+            parts[-1] += piece
         else:
             parts += _cut(piece, fits, where[1:])
-    return [part for part in parts if part]
+    return [part.strip() for part in parts if part.strip()]

@@ -109,6 +109,14 @@ def test_contexts_fit_and_nothing_is_lost(who):
     assert any(text.endswith(".") for text in found) and found[-1].endswith("The end")
 
 
+@pytest.mark.parametrize("text", ["他在奥斯陆出生。" * 40, "a1b2" * 150, "x" * 700 + " y"])
+def test_texts_without_spaces_are_cut_as_well(who, text):
+    tok, room = who.tok, who.model.config.max_len - CONFIG.rem.max_new
+    found = notes.contexts(who, ["Title", text], CONFIG)
+    assert len(found) > 2 and all(len(tok.encode(" " + part)) + 2 <= room for part in found)
+    assert "".join(found).replace(" ", "") == f"Title{text}".replace(" ", "")
+
+
 def test_a_life_among_documents_takes_notes_and_the_later_day_is_right(born, compiled, tmp_path, written):
     folder = tmp_path / "notes"
     for name, place in (("2026-11-01", "Oslo"), ("2026-11-02", "Bath")):

@@ -1,9 +1,11 @@
 """A folder of .txt and .md files as a life of reading.
 
 With sub-folders, each is one experience in the order of their names (folders that are called by their dates
-are days); without, the files in the order of their names are split evenly into experiences. The first of them
-are birth: `birth_fraction` of the sub-folders, or as many files as a day has. With `stream.birth`, which
-names another source for birth, all of them are days. What stands beside sub-folders is not read, and said so.
+are days); without, the files in the order of their names are split evenly into experiences. Numbers in names
+count as numbers: "day 10" comes after "day 2". What a name with a leading dot hides is left alone. The first
+of them are birth: `birth_fraction` of the sub-folders, or as many files as a day has. With `stream.birth`,
+which names another source for birth, all of them are days. What stands beside sub-folders is not read, and
+said so.
 
 A document is cut into paragraphs at blank lines; a paragraph is one free text, cut into chunks by tokens only
 when it is encoded.
@@ -58,7 +60,7 @@ def load(config: StreamConfig) -> Stream:
         raise FileNotFoundError(
             f"stream.path={config.path!r} is not a folder: set it to a folder of .txt and .md files"
         )
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_order)
     folders = [p for p in folders if _files(p, "**/*")]
     beside = _files(root, "*")
     if not folders and not beside:
@@ -81,8 +83,10 @@ def load(config: StreamConfig) -> Stream:
         parts = [list(part) for part in np.array_split(np.array(beside, object), days + born)]
         groups = [(_names(part), part) for part in parts]
     asked = _questions(root, groups)
+    read: dict[tuple[str, ...], pathlib.Path] = {}
     experiences = [
-        _experience(name, files, asked.get(name, ()), hold_out=not config.birth) for name, files in groups
+        _experience(name, files, asked.get(name, ()), read, hold_out=not config.birth)
+        for name, files in groups
     ]
     if config.birth:
         if days > len(groups):
@@ -93,12 +97,20 @@ def load(config: StreamConfig) -> Stream:
     return Stream(merge("birth", experiences[:1]), tuple(experiences[1:]))
 
 
+def _order(path: pathlib.Path) -> list[tuple[str, int, str]]:
+    """Where a path comes among others: by text and numbers in turn, and by itself where these are alike."""
+    pieces = re.findall(r"(\D*)(\d*)", str(path))
+    return [(words, int(number or -1), number) for words, number in pieces]
+
+
 def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    return sorted(p for p in _visible(folder, pattern) if p.suffix.lower() in SUFFIXES)
+    return sorted((p for p in _visible(folder, pattern) if p.suffix.lower() in SUFFIXES), key=_order)
 
 
 def _visible(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    return [p for p in folder.glob(pattern) if p.is_file() and not p.name.startswith(".")]
+    """Files that neither their own name nor that of a folder on the way hides."""
+    found = (p for p in folder.glob(pattern) if p.is_file())
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def _tell_unread(root: pathlib.Path, beside: list[pathlib.Path]) -> None:
@@ -117,14 +129,22 @@ def _names(files: list[pathlib.Path]) -> str:
 
 
 def _experience(
-    name: str, files: list[pathlib.Path], asked: tuple[Example, ...], hold_out: bool
+    name: str,
+    files: list[pathlib.Path],
+    asked: tuple[Example, ...],
+    before: dict[tuple[str, ...], pathlib.Path],
+    hold_out: bool,
 ) -> Experience:
+    """One experience of some files; `before` are the texts of earlier ones, to which its own are added."""
     texts: dict[tuple[str, ...], pathlib.Path] = {}
     for file in files:
         paragraphs = tuple(_paragraphs(file))
         if paragraphs and paragraphs in texts:
             logging.warning("%s: not read again, it is the same text as %s", file, texts[paragraphs])
+        elif paragraphs and paragraphs in before:  # which may well be meant, where the later word counts
+            logging.warning("%s: read once more, it is the same text as %s", file, before[paragraphs])
         texts.setdefault(paragraphs, file)
+    before |= texts
     read = [paragraph for paragraphs in texts for paragraph in paragraphs]
     if not read:
         raise ValueError(f"{name} in {files[0].parent}: there is nothing to read: add text or remove it")
@@ -173,7 +193,7 @@ def _questions(
     """What the files questions.jsonl ask, by experience."""
     of = {file: name for name, files in groups for file in files}
     asked: dict[str, tuple[Example, ...]] = {}
-    for source in sorted(root.rglob(QUESTIONS)):
+    for source in sorted(_visible(root, f"**/{QUESTIONS}"), key=_order):
         below = sorted({name for file, name in of.items() if file.is_relative_to(source.parent)})
         for number, line in enumerate(_text(source).split("\n"), 1):
             if not line.strip():

@@ -182,6 +182,19 @@ def test_with_the_birth_of_another_source_every_document_is_a_day(tmp_path):
             stream.load(StreamConfig(source=source, path=str(tmp_path), birth=birth))
 
 
+def test_numbers_in_names_count_as_numbers_and_what_is_hidden_is_left_alone(tmp_path, caplog):
+    for name in ("2026-10-01", "2026-9-30", "2026-9-4"):
+        write(tmp_path / name / "a.md", 2)
+        write(tmp_path / name / ".trash" / "b.md", 9)
+        (tmp_path / name / ".trash" / "questions.jsonl").write_text("?")
+    write(tmp_path / ".git" / "c.md", 9)
+    (tmp_path / ".git" / "index.bin").write_bytes(b"\0")
+    s = load(tmp_path, birth="biographies", people_at_birth=3, strangers=2)
+    assert [(d.name, len(read(d))) for d in s.days] == [("2026-9-4", 2), ("2026-9-30", 2), ("2026-10-01", 2)]
+    assert "index.bin" not in caplog.text
+    assert "2026-9-30/a.md: read once more, it is the same text as" in caplog.text
+
+
 def test_what_is_not_read_is_told(tmp_path, caplog):
     write(tmp_path / "a.txt", 5)
     (tmp_path / "again.txt").write_bytes((tmp_path / "a.txt").read_bytes())
