@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
+
 from sleep_jax import checkpoint, rollout
 from sleep_jax.data.stream import Example
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.phases import State
 from sleep_jax.sleep import selves
 from sleep_jax.standing import Standing
-from sleep_jax.types import Memory
+from sleep_jax.types import Array, Memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Asker:
                     f"--compare: {life.workdir} stands at {life.boundary}: it has not slept since it read"
                 )
             evening = life.state(evenings[-1])
+            evening.params = jax.tree.map(_one, state.params, evening.params)
             morning = f"in the morning of {evenings[-1].removesuffix('-wake')}, before it read"
             self.moments = [
                 (morning, evening, memory_lib.rest(evening.memory)),
@@ -77,6 +81,11 @@ class Asker:
         return (
             f"night {', '.join(map(str, led[0].nights))} ({_some(led[0].experiences)})" if led else otherwise
         )
+
+
+def _one(x: Array, y: Array) -> Array:
+    """`y`, as `x` where they are the same: what no night changes is kept once."""
+    return x if jnp.array_equal(x, y) else y
 
 
 def _some(names: tuple[str, ...]) -> str:

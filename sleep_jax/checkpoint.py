@@ -261,7 +261,7 @@ def _read(path: pathlib.Path, record: dict[str, Any], abstract: Tree) -> Tree:
         raise CheckpointError(
             f"cannot read checkpoint {path}: {_brief(error)}. Move it away to continue from the one before."
         ) from error
-    leaves = [_placed(stored.get(k), x) for k, x in wanted.items()]
+    leaves = [_placed(stored.pop(k, None), x) for k, x in wanted.items()]  # never all of it twice
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 

@@ -169,14 +169,17 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
     _fits(world)
     if not file.exists():
         tok.save(file)
-    init = functools.partial(world.model.init, rng.stream(seed, "birth/init"))
-    like = State(jax.eval_shape(init), None)
+    first = rng.stream(seed, "birth/init")
+    like = State(jax.eval_shape(world.model.init, first), None)
     if given:
         return _born(world, phases.load(world, BIRTH, like).params)
 
     def train(state: State) -> State:
         place = world.partitioner
-        params = pretrained.params(source, place.abstract(like.params)) if source else place.placed(init())
+        if source:
+            params = pretrained.params(source, place.abstract(like.params))
+        else:
+            params = place.made(world.model.init, first)
         key = rng.stream(seed, "birth/anchor")
         if source:
             _set_anchor(world, params, key, untouched=True)
@@ -278,7 +281,7 @@ def live(
     checkpoint.sweep(workdir)
     world = world_of(config, seed, workdir, material, newborn.tok, name)
     world.newborn = newborn.params
-    memory = world.partitioner.placed(world.model.init_memory(rng.stream(seed, "birth/memory")))
+    memory = world.partitioner.made(world.model.init_memory, rng.stream(seed, "birth/memory"))
     lived: list[Experience] = [material.birth]
 
     def begin(state: State) -> State:

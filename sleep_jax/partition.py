@@ -178,6 +178,12 @@ class Partitioner:
         """Parameters, memory or state placed by the rules; what lies there already is not copied."""
         return jax.device_put(tree, self.shardings(tree))
 
+    def made(self, init: Callable[[Array], Tree], key: Array) -> Tree:
+        """`init(key)`, parameters or memory, every part made where the rules place it: never whole."""
+        if self.mesh.size == 1:
+            return self.placed(init(key))
+        return jax.jit(init, out_shardings=self.shardings(jax.eval_shape(init, key)))(key)
+
     def put(self, tree: Tree) -> Tree:
         """Places a copy of parameters, memory or state by the rules; donating it leaves `tree` usable."""
         return self.placed(jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree))

@@ -9,6 +9,7 @@ import jax
 from sleep_jax import checkpoint, methods, settings
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model.build import build
+from sleep_jax.partition import MeshConfig, Partitioner
 from sleep_jax.phases import State
 from sleep_jax.settings import Config
 from sleep_jax.types import Model
@@ -35,7 +36,9 @@ class Standing:
     model: Model
 
     def state(self, boundary: str = "") -> State:
-        """The state at a boundary, by default the last, on the default device.
+        """The state at a boundary, by default the last.
+
+        It lies on one device, or is spread as in its life where parameters were split and as many are here.
 
         Raises:
           CheckpointError: it cannot be read, or is of another architecture than config.json says.
@@ -47,8 +50,17 @@ class Standing:
         if method in methods.METHODS:
             like.extra = methods.get(method).extra_like(like.params)
         name = boundary or self.boundary
-        arrays, meta = checkpoint.load_boundary(self.workdir, name, like.arrays())
+        arrays, meta = checkpoint.load_boundary(self.workdir, name, self._place().abstract(like.arrays()))
         return State.restore(arrays, meta["state"])
+
+    def _place(self) -> Partitioner:
+        mesh = self.config.mesh
+        if (mesh.fsdp, mesh.model) != (1, 1):
+            try:
+                return Partitioner(mesh)
+            except ValueError as error:
+                print(f"on one device: {error}", flush=True)
+        return Partitioner(MeshConfig(), jax.devices()[:1])
 
 
 def read(workdir: str | pathlib.Path) -> Standing:

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 
+import jax
 import lives
 import pytest
 
@@ -28,7 +29,8 @@ def known(life):
 def test_it_answers_as_its_boundaries_do(life, compiled):
     question = known(life)[0]
     with lives.quick(compiled):
-        morning, awake, after = asking.Asker(life, compare=True)(question)
+        both = asking.Asker(life, compare=True)
+        morning, awake, after = both(question)
         (alone,) = asking.Asker(life)(question)
         evening = life.state("002-wake")
         wanted = [
@@ -45,6 +47,8 @@ def test_it_answers_as_its_boundaries_do(life, compiled):
     assert [morning.text, awake.text, after.text] == wanted and alone == after
     assert (morning.when, awake.when) == ("in the morning of 002, before it read", "awake, after 002-wake")
     assert after.when == "after 002-sleep"
+    backbones = {id(leaf) for _, state, _ in both.moments for leaf in jax.tree.leaves(state.params)}
+    assert len(backbones) == len(jax.tree.leaves(both.moments[0][1].params)), "Sleep never moves it"
 
 
 def test_the_night_is_named_whose_expert_is_forced_open(life, compiled):

@@ -186,8 +186,7 @@ def seed(
     if variant.expand:
         student = memory_lib.write_slot(student, state.params, *place)
     else:
-        mlp = jax.tree.map(jnp.add, params["blocks"]["mlp"], state.params)
-        params = {**params, "blocks": {**params["blocks"], "mlp": mlp}}
+        params = memory_lib.merged(params, state.params)
     return Seeding(student, params, report["steps"], report["held_out_kl"], finite)
 
 
