@@ -49,7 +49,8 @@ def get_config() -> ConfigDict:
     # What a life starts from in place of random numbers: a folder as transformers saves it (Llama 3, SmolLM2,
     # Qwen 2.5, Qwen 3, Gemma 3), one of llama2.c, or a name on the hub such as "Qwen/Qwen3-0.6B". Its
     # config.json then sets all keys below, those that name a family among them, but max_len, compute_dtype,
-    # remat, unroll and logit_chunk, its files the type of the parameters, and the tokenizer is its own.
+    # remat, unroll and logit_chunk (64 in place of 0 where it has more than 16,384 words), and the tokenizer
+    # is its own. Parameters keep the type of its files unless param_dtype is other than float32.
     # Passes over the birth documents follow (birth.epochs).
     m.checkpoint = ""  # empty is training from scratch
     m.vocab_size = 1024  # tokens; the tokenizer's own number takes its place

@@ -42,7 +42,7 @@ def get_config(size: str = "small"):
         raise ValueError(f"learn_docs.py:{size} is neither :small nor :checkpoint")
     c.model.max_len, c.row_length, c.memory.periods = 1024, 512, (2048,)
     c.model.param_dtype = c.model.compute_dtype = "bfloat16"
-    c.model.remat, c.model.logit_chunk, c.model.unroll = True, 64, 1
+    c.model.remat, c.model.unroll = True, 1
     c.answer_tokens, c.eval_batch = 32, 32
     c.stream.strangers, c.birth.epochs, c.birth.batch_rows, c.birth.optim.lr = 300, 1, 8, 1e-5
     c.anchor.rehearsed = 200

@@ -108,8 +108,8 @@ def tokenizer(checkpoint: str, given: str) -> Tokenizer:
     """The tokenizer of a checkpoint, or the given file in its place.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, it cannot be read, or it has more words than the
-        checkpoint has parameters for.
+      FileNotFoundError, ValueError: there is none, it cannot be read, or it has more words, beside added
+        tokens, than the checkpoint has parameters for.
     """
     found = find(checkpoint)
     if not given and found.tokenizer is None:
@@ -119,10 +119,14 @@ def tokenizer(checkpoint: str, given: str) -> Tokenizer:
         )
     tok = Tokenizer.load(given or found.tokenizer)
     words = tok.vocab_size - tok.appended
-    if words > found.rows:
+    if tok.learnt > found.rows:
         raise ValueError(
-            f"the tokenizer {given or found.tokenizer} has {words:,} words, the embedding of "
+            f"the tokenizer {given or found.tokenizer} has {tok.learnt:,} words, the embedding of "
             f"model.checkpoint={checkpoint!r} {found.rows:,} rows: they do not belong together"
+        )
+    if words > found.rows:  # as the <image_soft_token> of a Gemma 3 that only reads
+        print(
+            f"{checkpoint}: {words - found.rows} words added to its tokenizer have no row: they start as new"
         )
     size = sum(x.size for x in found.tensors.values())
     names = ", ".join(f"{kind} is {name!r}" for kind, name in tok.names.items())

@@ -24,7 +24,7 @@ def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
       sampling: how.
 
     Returns:
-      The text that follows the prompt.
+      The text that follows the prompt, up to the first token that ends it by the tokenizer or config.json.
 
     Raises:
       As `pretrained.find`, `pretrained.shape`, `pretrained.tokenizer` and `Tokenizer.asked`.
@@ -38,9 +38,13 @@ def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
     c = pretrained.shape(dataclasses.replace(config.model, max_len=len(ids) + sampling.max_new))
     c = dataclasses.replace(c, vocab_size=max(c.vocab_size, tok.vocab_size))
     model = build(c, config.memory, eos=tok.eos)
+    stops = pretrained.find(c.checkpoint).fields.get("eos_token_id")  # a Gemma ends its turn with another
+    stops = {*stops} if isinstance(stops, list) else {stops}
     like = Partitioner(config.mesh).abstract(jax.eval_shape(model.init, jax.random.key(0)))
     params = pretrained.params(c.checkpoint, like)
     asked, key = rollout.padded([ids]), jax.random.key(config.seed)
     out = rollout.generate(model, params, None, asked, key, sampling, batch_size=1, kind=SAYING)
-    text = tok.decode(rollout.completions(out, asked[1])[0])
+    (said,) = rollout.completions(out, asked[1])
+    ends = next((i for i, token in enumerate(said) if int(token) in stops), len(said))
+    text = tok.decode(said[:ends])
     return text if prompt else text.removeprefix(" ")

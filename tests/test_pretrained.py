@@ -128,6 +128,19 @@ def test_a_vocabulary_without_room_grows_by_what_it_lacks(folder, tmp_path, comp
     assert 0.5 < apart[~np.eye(4, dtype=bool)].min() / usual[~np.eye(4, dtype=bool)].mean() < 2
 
 
+def test_added_words_may_stand_beyond_the_rows_and_are_new(folder, tmp_path, compiled, capsys):
+    """As <image_soft_token> of the Gemma 3 that only read; a vocabulary beyond the rows is another's."""
+    write_tokenizer(folder, *(f"<{i}>" for i in range(15)), config={"eos_token": "<0>", "bos_token": "<1>"})
+    tok = pretrained.tokenizer(str(folder), "")
+    assert (tok.learnt, tok.vocab_size, tok.appended) == (256, 275, 4)
+    assert "1 words added to its tokenizer have no row" in capsys.readouterr().out
+    fields = json.loads((folder / "config.json").read_text()) | {"vocab_size": 255}
+    (folder / "config.json").write_text(json.dumps(fields))
+    pretrained.find.cache_clear()
+    with pytest.raises(ValueError, match="has 256 words, the embedding of .* 255 rows"):
+        pretrained.tokenizer(str(folder), "")
+
+
 @pytest.mark.parametrize(
     "words, config, wanted",
     [
@@ -230,6 +243,20 @@ def test_settings_that_disagree():
         values = {"birth": {"epochs": 0}, "model": {}}
         values[key] |= {"checkpoint": "x"}
         assert settings.load(values).birth.epochs == 0
+
+
+def test_a_text_ends_at_every_token_that_config_json_calls_an_end(folder):
+    """The turns of a Gemma end with another token than its texts."""
+    config = settings.load({"model": {"checkpoint": str(folder)}})
+    sampling = Sampling(12, 1.0)
+    whole = saying.say(config, "Where?", True, sampling)
+    fields = json.loads((folder / "config.json").read_text())
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    stop = next(letter for letter in whole if letter in vocabulary and whole.index(letter) > 1)
+    fields["eos_token_id"] = [256, vocabulary[stop]]
+    (folder / "config.json").write_text(json.dumps(fields))
+    pretrained.find.cache_clear()
+    assert saying.say(config, "Where?", True, sampling) == whole[: whole.index(stop)].strip()
 
 
 @pytest.mark.skipif(not (REAL / "stories260K").is_dir(), reason=f"no stories260K in {REAL}")

@@ -28,6 +28,7 @@ class Tokenizer:
       vocab_size: one more than the highest id.
       pad, bos, eos, ans, recall, say: ids of the special tokens; bos and eos may be one.
       appended: how many of these `inner` lacked.
+      learnt: one more than the highest id that is no added token; of these a checkpoint must have rows.
       names: what they are called in the vocabulary.
       chat_template: Jinja template of a checkpoint's own dialogues, or "".
     """
@@ -55,6 +56,7 @@ class Tokenizer:
         inner.no_padding()
         self._inner = inner
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        self.learnt: int = max(inner.get_vocab(with_added_tokens=False).values(), default=-1) + 1
         ids = [inner.token_to_id(self.names[kind]) for kind in KINDS]
         self.pad, self.bos, self.eos, self.ans, self.recall, self.say = ids
 
@@ -93,7 +95,7 @@ class Tokenizer:
         A tokenizer_config.json beside it, as transformers writes it, says what the special tokens are called
         and what dialogues look like. Of ours that it does not name, a token that the vocabulary keeps free
         becomes each, and where there is none free, it is appended. Without a token that begins texts the one
-        that ends them does: it is what stood before a text when the checkpoint learnt.
+        that ends them does: in training it mostly stood before the next.
 
         Raises:
           FileNotFoundError: when there is no such file.
@@ -171,7 +173,9 @@ class Tokenizer:
             raise jinja2.TemplateError(message)
 
         # The environment that transformers renders templates in.
-        rules = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        rules = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         rules.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
         names = {f"{kind}_token": self.names[kind] for kind in KINDS[:3]}
         rules.globals |= {"raise_exception": refuse, "strftime_now": time.strftime, **names}

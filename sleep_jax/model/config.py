@@ -46,7 +46,7 @@ class ModelConfig:
     compute_dtype: str = "float32"
     remat: bool = False  # recompute each layer in the backward pass
     unroll: int = 1  # layers per iteration of the scan over depth
-    logit_chunk: int = 0  # positions of a row whose logits exist at once in a loss; 0 is all
+    logit_chunk: int = 0  # positions of a row whose logits exist at once in a loss; 0 is all, see `families`
 
     def __post_init__(self):
         at_least(self, "model.", vocab_size=1, width=1, layers=1, heads=1, kv_heads=1, head_size=2, ff=1)

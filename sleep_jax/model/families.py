@@ -73,6 +73,7 @@ FIXED = {
     "rope_interleaved": False,
     "is_llama_config": True,
     "use_bidirectional_attention": False,
+    "use_mrope": False,
 }
 # Of training, of generating or of the file itself: no logit depends on them.
 IGNORED = re.compile(
@@ -80,7 +81,8 @@ IGNORED = re.compile(
     r"(bos|eos|pad)_token_id|initializer_range|model_type|torch_dtype|transformers(_version|\.js_config)|"
     r"use_cache"
 )
-OWN = ("checkpoint", "max_len", "compute_dtype", "remat", "unroll", "logit_chunk")  # no checkpoint says these
+OWN = ("checkpoint", "max_len", "compute_dtype", "remat", "unroll")  # no checkpoint says these
+LARGE, CHUNK = 16_384, 64  # words whose logits never exist for all positions at once; how many then
 CONFIG = "config.json"
 
 
@@ -93,7 +95,8 @@ def read_config(
       fields: config.json.
       tensors: of the checkpoint by their names there. Whether there is a head of its own tells whether
         embeddings are tied where the file does not say, and the widest type is that of the parameters.
-      own: `max_len` of it may be at most the checkpoint's.
+      own: `max_len` of it may be at most the checkpoint's. A `param_dtype` other than float32 is what the
+        parameters become; a `logit_chunk` of 0 is 64 where there are more than 16,384 words.
       where: name of the file, for messages.
 
     Raises:
@@ -112,8 +115,13 @@ def read_config(
             raise ValueError(f"{where} does not say {key}, without which a {kind} cannot be built")
         return fields.pop(key)
 
-    sizes = {ours: take(theirs) for ours, theirs in SIZES.items()}
-    longest = take("max_position_embeddings")
+    def number(key: str) -> int | float:
+        if not isinstance(value := take(key), int | float) or isinstance(value, bool):
+            raise ValueError(f"{where}: {key}={value!r} must be a number")
+        return value
+
+    sizes = {ours: number(theirs) for ours, theirs in SIZES.items()}
+    longest = number("max_position_embeddings")
     if own.max_len > longest:
         raise ValueError(f"model.max_len={own.max_len} exceeds max_position_embeddings={longest} of {where}")
     head_size = fields.pop("head_dim", None)
@@ -146,18 +154,25 @@ def read_config(
         tie_embeddings="lm_head.weight" not in tensors if tied is None else tied,
         window=window,
         window_layers=layers,
-        param_dtype=str(functools.reduce(jnp.promote_types, {x.dtype for x in tensors.values()})),
+        param_dtype=_dtype(tensors) if own.param_dtype == "float32" else own.param_dtype,
+        logit_chunk=own.logit_chunk or CHUNK * (sizes["vocab_size"] > LARGE),
     )
+
+
+def _dtype(tensors: Mapping[str, np.ndarray]) -> str:
+    return str(functools.reduce(jnp.promote_types, {x.dtype for x in tensors.values()}))
 
 
 def _read_ropes(fields: dict[str, Any], local: bool, windows: bool, where: str) -> dict[str, float]:
     """Takes the rotary settings out of `fields`, in the form before or after transformers 5."""
-    new, old = fields.pop("rope_parameters", None), fields.pop("rope_scaling", None)
+    new, old = (_settings(fields.pop(k, None), k, where) for k in ("rope_parameters", "rope_scaling"))
+    if new and old:
+        raise ValueError(f"{where} has rope_parameters and rope_scaling: one of them must go")
     said, near = ({"rope_theta": fields.pop(key, None)} for key in ("rope_theta", "rope_local_base_freq"))
     if not local:
         return _read_rope(said | (new or old or {}), where)
     parts = new or {LAYER_TYPES[0]: old}
-    if parts.keys() - set(LAYER_TYPES):
+    if parts.keys() - set(LAYER_TYPES) or not all(isinstance(x, Mapping | None) for x in parts.values()):
         raise ValueError(f"{where}: rope_parameters={new} must have an entry for each of {LAYER_TYPES}")
     said, near = (x | (parts.get(kind) or {}) for x, kind in zip((said, near), LAYER_TYPES, strict=True))
     settings = _read_rope(said, where)
@@ -168,6 +183,12 @@ def _read_ropes(fields: dict[str, Any], local: bool, windows: bool, where: str) 
             )
         settings["rope_local_theta"] = _read_rope(near, f"{where}, sliding_attention,")["rope_theta"]
     return settings
+
+
+def _settings(value: Any, key: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ValueError(f"{where}: {key}={value!r} must be an object of settings")
+    return value or {}
 
 
 def _read_rope(said: dict[str, Any], where: str) -> dict[str, float]:
@@ -211,7 +232,7 @@ def _read_window(
     if used is None:
         raise ValueError(f"{where} does not say use_sliding_window")
     if types is None:
-        if used and number is None:
+        if used and not number:
             raise ValueError(f"{where} says neither layer_types nor {family.windows}")
         near = [used and ((n + 1) % number > 0 if pattern else n >= number) for n in range(layers)]
         types = [LAYER_TYPES[x] for x in near]
@@ -311,6 +332,9 @@ def text_part(
     """config.json and tensors of a Gemma 3 that sees images (4B and above), as those of one that only reads.
 
     What either says beyond text and images stays as it is, to be refused. Other checkpoints pass unchanged.
+
+    Raises:
+      ValueError: its text_config is no object.
     """
     if fields.get("model_type") != "gemma3":
         return fields, tensors
@@ -322,4 +346,5 @@ def text_part(
     if rest.get("architectures") == ["Gemma3ForConditionalGeneration"]:
         del rest["architectures"]
     tensors = {k.removeprefix("language_model."): x for k, x in tensors.items() if not SEEING.fullmatch(k)}
-    return {**UNSAID, **rest, **fields["text_config"]}, tensors
+    text = _settings(fields.get("text_config"), "text_config", CONFIG)
+    return {**UNSAID, **rest, **text}, tensors

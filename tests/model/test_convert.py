@@ -232,6 +232,10 @@ CHANGES = {
         "takes factor, original_max_position_embeddings, .* is given factor",
     ),
     "no rope": ({"rope_parameters": None}, "does not say rope_theta"),
+    "two ropes": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_parameters and rope_scaling"),
+    "a word for a rope": ({"rope_parameters": "linear"}, "rope_parameters='linear' must be an object"),
+    "three turned": ({"use_mrope": True}, "use_mrope=True is not supported, False is"),
+    "no number": ({"hidden_size": "48"}, "hidden_size='48' must be a number"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, 'silu' is"),
     "biases": ({"mlp_bias": True}, "mlp_bias=True is not supported, False is"),
     "not said": ({"rms_norm_eps": None}, "does not say rms_norm_eps"),
@@ -286,6 +290,14 @@ def refused(folder, change, said):
         ({"query_pre_attn_scalar": None}, "does not say query_pre_attn_scalar"),
         ({"head_dim": None}, "does not say head_dim"),
         ({"layer_types": None}, "says neither layer_types nor sliding_window_pattern"),
+        (
+            {"layer_types": None, "sliding_window_pattern": 0},
+            "says neither layer_types nor sliding_window_pattern",
+        ),
+        (
+            {"rope_parameters": dict.fromkeys(GEMMA3_ROPE, "linear")},
+            "must have an entry for each of .*'sliding_attention'",
+        ),
         ({"sliding_window": None}, "has sliding_attention, but sliding_window=None"),
         ({"rope_parameters": None, "rope_theta": 1e6}, "sliding_attention, does not say rope_theta"),
         ({"rope_parameters": {"rope_theta": 1e6}}, "must have an entry for each of .*'sliding_attention'"),
@@ -363,6 +375,50 @@ def test_older_forms_of_config_json_say_the_same(saved):
         again = families.write_config(families.read_config(new, tensors, OWN))
         other = dataclasses.replace(OWN, rope_factor=2.0, query_scalar=5)  # not theirs to say
         assert families.read_config(again, tensors, other) == families.read_config(new, tensors, OWN)
+
+
+RELEASED = {  # config.json of released checkpoints, of which transformers writes none again like this
+    "Qwen/Qwen2.5-0.5B": (
+        {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": 151_936}
+        | {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+        | {"num_key_value_heads": 2, "max_position_embeddings": 32_768, "max_window_layers": 24}
+        | {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "sliding_window": 32_768, "use_mrope": False}
+        | {"use_sliding_window": False, "tie_word_embeddings": True, "hidden_act": "silu"}
+        | {"attention_dropout": 0.0, "bos_token_id": 151_643, "eos_token_id": 151_643}
+        | {"initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True}
+        | {"transformers_version": "4.40.1"},
+        {"head_size": 64, "qkv_bias": True, "window": 0, "logit_chunk": 64},
+    ),
+    "google/gemma-3-1b-pt": (
+        {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "vocab_size": 262_144}
+        | {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "head_dim": 256}
+        | {"num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 32_768}
+        | {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000, "rope_local_base_freq": 10_000}
+        | {"rope_scaling": None, "sliding_window": 512, "sliding_window_pattern": 6}
+        | {"query_pre_attn_scalar": 256, "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "cache_implementation": "hybrid"}
+        | {"attention_dropout": 0.0, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+        | {"initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True},
+        {"query_scalar": 256, "window": 512, "rope_local_theta": 1e4, "logit_chunk": 64},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_what_a_released_checkpoint_says_is_understood(name):
+    fields, wanted = RELEASED[name]
+    half = {"x": np.zeros(1, jnp.bfloat16)}
+    c = families.read_config(fields, half, OWN)
+    assert {key: getattr(c, key) for key in wanted} == wanted
+    assert (c.param_dtype, c.tie_embeddings) == ("bfloat16", True)
+
+
+def test_the_type_of_parameters_is_the_files_or_the_one_that_is_asked_for(saved):
+    folder = saved("llama")[1]
+    fields, tensors = tensorfile.json_object(folder / "config.json"), tensorfile.read_folder(folder)
+    assert families.read_config(fields, tensors, OWN).param_dtype == "float32"
+    asked = dataclasses.replace(OWN, param_dtype="bfloat16")
+    assert families.read_config(fields, tensors, asked).param_dtype == "bfloat16"
 
 
 def test_a_model_that_no_architecture_has_cannot_be_written():
