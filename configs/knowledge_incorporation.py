@@ -10,7 +10,7 @@ as an adapter that is added to the weights, after which what was known before is
 Cost: on one CPU core a birth of 8 to 12 minutes a seed and 4 until the study begins, then about 40 for Sleep,
 30 for SEAL, 15 to 20 for passage only.
 Command: python -m launch.main --config=configs/knowledge_incorporation.py --workdir=runs/incorporation
-Ablations: --config.method=sleep,sleep_no_selection,sleep_random_expert,sleep_no_dreaming
+Ablations: --config.method=sleep,sleep_no_selection,sleep_no_grounding,sleep_random_expert,sleep_no_dreaming
 Choosing settings: --config.stream.probes=valid, never the test split.
 Passages of SQuAD in SEAL's format, for a checkpoint that has learnt to read them:
 --config.passages.source=squad --config.passages.continued=200 --config.birth.checkpoint=FOLDER

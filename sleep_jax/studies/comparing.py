@@ -24,8 +24,8 @@ class Arm:
       dream: learn from what is dreamt of it; False from the passage alone, or by the regimen
         `puzzles.regimen`.
       learn: dreams of a dreamer that has learnt by ReST-EM; False are dreams of the learner as it is.
-      select: dreams are tried that rank by their gradients, without lines that are not grounded; False are as
-        many drawn at random.
+      select: dreams are tried that rank by their gradients; False are as many drawn at random.
+      ground: lines of dreams that are not grounded are struck, where `rem.common` says so.
       random_expert: whether each router opens one random expert more while it dreams; None is as
         `rem.random_expert` says. Before the first night there is none to open.
       keep: Knowledge Seeding into a fresh slot: of passages, or of what solved the puzzles that dreaming was
@@ -36,6 +36,7 @@ class Arm:
     dream: bool = True
     learn: bool = True
     select: bool = True
+    ground: bool = True
     random_expert: bool | None = None
     keep: bool = True
 
@@ -91,9 +92,11 @@ def compare(
 
 
 def dreaming(arm: Arm, config: DreamConfig) -> DreamConfig:
-    """How an arm dreams: without `arm.select` as many are tried, but any of them, with all their lines."""
+    """How an arm dreams: without `arm.select` as many are tried, but any of them."""
     if not arm.select:
-        config = dataclasses.replace(config, top=0, random=config.top + config.random, common=0.0)
+        config = dataclasses.replace(config, top=0, random=config.top + config.random)
+    if not arm.ground:
+        config = dataclasses.replace(config, common=0.0)
     if arm.random_expert is not None:
         config = dataclasses.replace(config, random_expert=arm.random_expert)
     return config

@@ -36,10 +36,11 @@ Learnt = tuple[Task, Sequence[Dreamt]]
 ARMS = {
     "base": Arm(read=False, dream=False, keep=False),
     "passage": Arm(dream=False, keep=False),
-    "own": Arm(learn=False, select=False, random_expert=False, keep=False),
-    "seal": Arm(select=False, random_expert=False, keep=False),
+    "own": Arm(learn=False, select=False, ground=False, random_expert=False, keep=False),
+    "seal": Arm(select=False, ground=False, random_expert=False, keep=False),
     "sleep": Arm(),
     "sleep_no_selection": Arm(select=False),
+    "sleep_no_grounding": Arm(ground=False),
     "sleep_no_random_expert": Arm(random_expert=False),
     "sleep_random_expert": Arm(random_expert=True),
     "sleep_no_dreaming": Arm(dream=False),
