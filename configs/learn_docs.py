@@ -40,15 +40,7 @@ def get_config(size: str = "small"):
         return c
     if size != "checkpoint":
         raise ValueError(f"learn_docs.py:{size} is neither :small nor :checkpoint")
+    knowledge_incorporation.for_checkpoint(c)
     c.model.max_len, c.row_length, c.memory.periods = 1024, 512, (2048,)
-    c.model.param_dtype = c.model.compute_dtype = "bfloat16"
-    c.model.remat, c.model.unroll = True, 1
-    c.answer_tokens, c.eval_batch = 32, 32
-    c.stream.strangers, c.birth.epochs, c.birth.batch_rows, c.birth.optim.lr = 300, 1, 8, 1e-5
-    c.anchor.rehearsed = 200
-    c.wake.rule, c.wake.lr, c.wake.passes = "adam", (3e-4,), 4
-    c.sleep.recall.batch_size, c.rem.batch_size = 32, 32
-    c.sleep.recall.answer_max_new, c.sleep.recall.max_new = 32, 256
     c.rem.max_new, c.rem.common = 256, 0.0  # it has words that the dreams of birth do not have
-    c.sleep.optim.lr = 1e-3
     return c

@@ -18,18 +18,13 @@ from sleep_jax.steps import Step
 from sleep_jax.types import Model, Tree
 
 # By the first word of a phase, the key to lower when its loss is not finite, and what a step is made of.
-RATES = {
-    "birth": "birth.optim.lr",
-    "wake": "wake.lr",
-    "sleep": "sleep.optim.lr",
-    "train": "baseline.optim.lr",
-}
-ROWS = {
-    "birth": "birth.batch_rows, or raise micro_batches",
-    "wake": "memory.periods",
-    "sleep": "sleep.batch_rows, or raise micro_batches",
-    "train": "baseline.batch_rows, or raise micro_batches",
-}
+NIGHTS = "sleep", "rem", "single", "continued", "edits", "puzzles"
+RATES = {"birth": "birth.optim.lr", "wake": "wake.lr", "train": "baseline.optim.lr"}
+RATES |= dict.fromkeys(NIGHTS, "sleep.optim.lr")
+ROWS = {"birth": "birth.batch_rows", "train": "baseline.batch_rows"} | dict.fromkeys(
+    NIGHTS, "sleep.batch_rows"
+)
+ROWS = {phase: f"{key}, or raise micro_batches" for phase, key in ROWS.items()} | {"wake": "memory.periods"}
 
 
 @dataclasses.dataclass

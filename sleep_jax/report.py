@@ -194,20 +194,26 @@ def _lost(runs: Sequence[Run], labels: Labels) -> Html:
     tables = []
     for run in slept:
         nights = dicts(run.summary.get("nights"))
-        ends = {night.get("night"): night for night in nights if not night.get("rem")}
+        ends, dreamt_on = (
+            {n.get("night"): n for n in nights if bool(n.get("rem")) is rem} for rem in (False, True)
+        )
         rows, off = [], []
         for night in run.links:
             shares, end = leaks(night) or {}, ends.get(night.get("night"), {})
             worst = max((s for s in shares if s != "kept"), key=lambda s: shares[s], default=None)
             of = [percent(number(night.get(k))) for k in ("awake", "recalled", "student", "after")]
             old = [percent(number(night.get(k))) for k in ("old_before", "old_after")]
-            end_text = " · ".join(str(end[k]) for k in ("outcome", "reason") if end.get(k)) or "–"
+            end_text = _ending(end)
             leak = "–" if worst is None else f"{worst} {percent(shares[worst])}"
             new = percent(number(night.get("new_before")))
             rows.append(
                 [night.get("night", "?"), night.get("experience", "?"), *of, leak, new, *old, end_text]
             )
             off.append(end.get("outcome") == "rolled back")
+            if further := dreamt_on.get(night.get("night")):
+                about = f"{night.get('experience', '?')}, dreamt on"
+                rows.append([night.get("night", "?"), about, *["–"] * 8, _ending(further)])
+                off.append(further.get("outcome") == "rolled back")
         heads = ["night", "experience", "awake", "recalled", "student", "after", "largest leak", "new before",
                  "old before", "old after", "outcome"]  # fmt: skip
         tables.append((labels[run.name], counted(len(rows), "night"), table("ntnnnntnnnw", heads, rows, off)))
@@ -219,6 +225,10 @@ def _lost(runs: Sequence[Run], labels: Labels) -> Html:
         legend((text, f"var(--{stage})", "block") for stage, text in STAGES.items()),
         el("div", *charts, class_="grid", style="--least:30rem"), foldable(tables),
     ])  # fmt: skip
+
+
+def _ending(night: Mapping[str, Any]) -> str:
+    return " · ".join(str(night[k]) for k in ("outcome", "reason") if night.get(k)) or "–"
 
 
 def _curves(runs: Sequence[Run], labels: Labels) -> Html:
@@ -350,7 +360,7 @@ SECTIONS = (
     ("slots", "Slots and where they come from", _slots),
     ("costs", "Time and memory", _costs),
 )
-OF_ALL = "tried", "curves", "costs"  # that births and parts of studies have as well
+OF_ALL = "dreams", "tried", "curves", "costs"  # that births and parts of studies have as well
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:

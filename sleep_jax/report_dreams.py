@@ -84,9 +84,9 @@ def tried(runs: Sequence[Run], labels: Labels) -> Html:
             rows.append([_said(name), *(f"{c:,}" for c in counts), share, *measured])
             some = sample(dreams, 2 * DREAMS_SHOWN, ("reason", "reward"))
             parts.append(el("h4", f"{_said(name)}: {len(some)} of {len(dreams):,}"))
-            heads = "task", "dream", "norm", "alignment", "without", "with", "difference", "fate"
+            heads = "task", "dream", "norm", "alignment", "gain", "without", "with", "difference", "fate"
             parts.append(
-                table("twnnnnnt", heads, map(_trial, some), [number(d.get("reward")) != 1 for d in some])
+                table("twnnnnnnt", heads, map(_trial, some), [number(d.get("reward")) != 1 for d in some])
             )
         heads = ["round", "dreams", *reasons, "tried", "rewarded", "% (95 % interval)", "without", "with"]
         counted_table = table("t" + "n" * (len(heads) - 1), heads, rows)
@@ -95,9 +95,10 @@ def tried(runs: Sequence[Run], labels: Labels) -> Html:
     if not entries:
         return ""
     intro = (
-        "Stage 2: each dream was learnt by an instance of its own. “Without” and “with” are the share of its "
-        "task’s questions that the model answers before and after, in %. What raised it was rewarded, and "
-        "the dreamer learnt from that."
+        "Stage 2: each dream was learnt by an instance of its own. “With” is the share of its task’s "
+        "questions that this instance answers, “without” that of one that has read the context alone, or of "
+        "the model as it was where contexts are not read again (rem.reread), in %. What raised it was "
+        "rewarded, and the dreamer learnt from that. “Gain” is what a dream adds to those picked before it."
     )
     return join([el("p", intro), foldable(entries)])
 
@@ -112,14 +113,14 @@ def _mean(values: Sequence[float | None]) -> str:
 
 
 def _trial(dream: Mapping[str, Any]) -> list[Any]:
-    norm, align = (number(dream.get(k)) for k in ("norm", "align"))
+    scores = (number(dream.get(k)) for k in ("norm", "align", "gain"))
     shares = [percent(number(dream.get(k))) for k in ("before", "after")]
     difference, error = (number(dream.get(k)) for k in ("difference", "error"))
     paired = "–" if difference is None else f"{100 * difference:+.0f}".replace("-", "−")
     reward = {None: "learnt from, not tried", 1: "rewarded"}.get(number(dream.get("reward")), "not rewarded")
     return [
         dream.get("task", "?"), _clip(dream.get("text", "")),
-        *("–" if v is None else f"{v:.3g}".replace("-", "−") for v in (norm, align)), *shares,
+        *("–" if v is None else f"{v:.3g}".replace("-", "−") for v in scores), *shares,
         paired + ("" if error is None or difference is None else f" ± {100 * error:.0f}"),
         dream.get("reason") or reward,
     ]  # fmt: skip

@@ -98,7 +98,7 @@ class Run:
     @property
     def is_life(self) -> bool:
         """Whether it lived days: neither a birth that lives share nor a part of a study."""
-        part = any((self.path / name).exists() for name in ("single.json", "rounds.json"))
+        part = any((self.path / name).exists() for name in ("single.json", "tasks.json", "rounds.json"))
         return bool(self.summary) or not (self.path.name == "birth" or part)
 
     def accuracy(self, part: slice) -> list[float]:

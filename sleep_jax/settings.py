@@ -222,12 +222,15 @@ class Config:
                 )
         if self.row_length > self.model.max_len:
             raise ValueError(f"row_length={self.row_length} exceeds model.max_len={self.model.max_len}")
-        for key, new in {
+        longest = {
             "answer_tokens": self.answer_tokens,
             "sleep.recall.max_new": self.sleep.recall.max_new,
             "sleep.recall.answer_max_new": self.sleep.recall.answer_max_new,
             "sleep.imitate.max_new": self.sleep.imitate.max_new,
-        }.items():
+        }
+        if self.study != "life" or "sleep_rem" in self.method or self.wake.notes:
+            longest["rem.max_new"] = self.rem.max_new
+        for key, new in longest.items():
             if new >= self.model.max_len:
                 raise ValueError(
                     f"{key}={new} tokens leave no room for a prompt in model.max_len={self.model.max_len}"

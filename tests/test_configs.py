@@ -41,6 +41,19 @@ def test_every_study_loads(study, name):
         assert config != settings.Config(), "a study that changes nothing"
 
 
+@pytest.mark.parametrize(
+    "name, variant", [("learn_docs", "checkpoint"), ("knowledge_incorporation", "squad")]
+)
+def test_variants_load_and_others_are_refused(study, name, variant):
+    get_config = study(name).get_config
+    values = get_config(variant).to_dict()
+    values["model"]["checkpoint"] = "owner/model"
+    config = settings.load(values)
+    assert config != settings.load(get_config().to_dict()) and config.model.compute_dtype == "bfloat16"
+    with pytest.raises(ValueError, match=f"{name}.py:tiny is neither :.* nor :{variant}"):
+        get_config("tiny")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_opens_with_claim_cost_command_and_number(study, name):
     text = study(name).__doc__ or ""

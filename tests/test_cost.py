@@ -235,6 +235,11 @@ def looked(s):
     return consolidate.mean_kl(objective, lesson, (s.params, memory_lib.rest(s.memory)), 1)(slot)
 
 
+def ranked(*args):
+    *others, lesson = args
+    return importance.importance(*others, lesson.rows, lesson.rows, np.zeros(1, int))
+
+
 REFUSED = {
     "answering": (
         lambda s: rollout.answer(s.model, s.tok, s.params, None, EXAMPLES[:1], max_new=4, batch_size=2),
@@ -253,7 +258,7 @@ REFUSED = {
     ),
     "a round of trials": (lambda s: tried(s, trials.train), "row_length or rem.trials.at_once"),
     "ranking dreams by their gradients": (
-        lambda s: tried(s, lambda *args: importance.importance(*args[:-1], args[-1].rows, args[-1].rows)),
+        lambda s: tried(s, ranked),
         "row_length or rem.trials.at_once",
     ),
     "answering in trials": (

@@ -105,6 +105,10 @@ def test_a_value_of_another_type_is_named_with_its_key(values, said):
             {"sleep": {"day_in_context": 2}},
             r"sleep.day_in_context=2 .* row_length=64 fills model.max_len=64",
         ),
+        *(
+            (values | {"rem": {"max_new": 64}}, r"rem.max_new=64 tokens leave no room .* model.max_len=64")
+            for values in ({"method": "sleep,sleep_rem"}, {"study": "few_shot"}, {"wake": {"notes": 1}})
+        ),
         ({"checkpoint_every": 97}, r"checkpoint_every=97 is not a multiple of sleep.imitate.refresh=8"),
     ],
 )

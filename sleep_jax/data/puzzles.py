@@ -267,8 +267,9 @@ def generated(
     Raises:
       ValueError: there is no such family, or sides that no grid of a rule can have.
     """
-    if unknown := [f for f in families if f not in FAMILIES] or not families:
-        raise ValueError(f"families={list(families)}: {unknown} of {', '.join(FAMILIES)}")
+    unknown = [f for f in families if f not in FAMILIES]
+    if unknown or not families:
+        raise ValueError(f"families={list(families)} must be some of {', '.join(FAMILIES)}")
     least, most = sides
     if not 3 <= least <= most:
         raise ValueError(f"sides={sides} must be at least 3, the least first")

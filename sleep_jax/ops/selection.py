@@ -2,18 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sleep_jax.types import Array
 
 
-def greedy(gram_GG: Array, align_G: Array, lr: float, count: int) -> tuple[Array, Array]:
+def greedy(gram_GG: np.ndarray, align_G: np.ndarray, lr: float, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Picks one example after the other by the validation loss that a step on all picked ones would save.
 
     To second order, with the identity for the Hessian (GREATS, Wang et al., NeurIPS 2024),
 
         saved(S) = lr sum_{i in S} <g_i, g_val> - lr^2 / 2 sum_{i, j in S} <g_i, g_j>
 
-    so an example that pulls the same way as one that is picked already is worth less than by itself.
+    so an example that pulls the same way as one that is picked already is worth less than by itself. On the
+    host: there are a few dozen of a context, another number of each, and every number would be compiled.
 
     Args:
       gram_GG: float32 inner products of the examples' gradients.
@@ -24,17 +26,14 @@ def greedy(gram_GG: Array, align_G: Array, lr: float, count: int) -> tuple[Array
     Returns:
       picked [count] int32, in the order picked, and gain [count] float32, what each added to `saved`.
     """
-    gram_GG, align_G = jnp.asarray(gram_GG), jnp.asarray(align_G)
-    own_G = lr * align_G - 0.5 * lr**2 * jnp.diagonal(gram_GG)
-
-    def pick(state, _):
-        crossed_G, free_G = state
-        gain_G = jnp.where(free_G, own_G - lr**2 * crossed_G, -jnp.inf)
-        i = jnp.argmax(gain_G).astype(jnp.int32)
-        return (crossed_G + gram_GG[i], free_G.at[i].set(False)), (i, gain_G[i])
-
-    start = jnp.zeros_like(align_G), jnp.ones(align_G.shape, bool)
-    _, (picked, gain) = jax.lax.scan(pick, start, length=count)
+    own_G = lr * align_G - 0.5 * lr**2 * np.diagonal(gram_GG)
+    crossed_G, free_G = np.zeros_like(own_G), np.ones(own_G.shape, bool)
+    picked, gain = np.empty(count, np.int32), np.empty(count, own_G.dtype)
+    for n in range(count):
+        gain_G = np.where(free_G, own_G - lr**2 * crossed_G, -np.inf)
+        picked[n] = i = int(gain_G.argmax())
+        gain[n], free_G[i] = gain_G[i], False
+        crossed_G = crossed_G + gram_GG[i]
     return picked, gain
 
 

@@ -299,13 +299,12 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
     rows = trials.lessons([_encoded(who, d.says) for d in able], who.row_length, [d.how for d in able]).rows
     read, weighed = [_encoded(who, t.reading()) for t in tasks.values()], How(prompt_weight=0.0)
     contexts = trials.lessons(read, who.row_length, [weighed] * len(tasks)).rows
-    found = importance(who.model, c.trials, who.params, who.memory, start, rows, contexts)
-    names = np.array([d.task.name for d in able])
-    for n, name in enumerate(tasks):
-        mine = np.flatnonzero(names == name)
-        norm, align = found.norm_I[mine], found.align_IV[mine, n]
-        gram = found.gram_II[np.ix_(mine, mine)]
-        picked, gain = (np.asarray(x) for x in selection.greedy(gram, align, c.trials.optim.lr, len(mine)))
+    number = {name: n for n, name in enumerate(tasks)}
+    of_I = np.array([number[d.task.name] for d in able])
+    found = importance(who.model, c.trials, who.params, who.memory, start, rows, contexts, of_I)
+    for n, (norm, align, gram) in enumerate(found):
+        mine = np.flatnonzero(of_I == n)
+        picked, gain = selection.greedy(gram, align, c.trials.optim.lr, len(mine))
         rank = np.empty(len(mine))
         rank[picked] = -np.arange(len(mine))
         top = min(c.top, len(mine))
@@ -349,30 +348,36 @@ def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConf
     The model "without the dream" is the one that a trial differs from by the dream alone: where trials read
     the context again, it has read the context too. (Our reading. Against the untouched model every dream
     that names its subject would be rewarded.) Both arms answer the same questions greedily, so that the
-    differences are paired. A trial whose adapter broke, or never moved, gives its dream a reason.
+    differences are paired. A trial whose adapter broke, or never moved, gives its dream a reason, and so does
+    a context that broke who read it.
 
     Args:
       start: the adapter that every trial begins with.
-
-    Raises:
-      FloatingPointError: the model without any dream broke in reading a context.
     """
     c = config
     able = [d for d in made if not d.reason]
     if not able:
         return
     tasks = list({d.task.name: d.task for d in able}.values())
-    without = instances(who, start, [(t, ()) for t in tasks], c) if c.reread else None
+    without = _tried(who, start, [(t, ()) for t in tasks], c) if c.reread else None
+    unread = [""] * len(tasks) if without is None else trials.faults(without, start)
+    unread = dict(zip((t.name for t in tasks), unread, strict=True))
     base = dict(zip((t.name for t in tasks), grades(who, without, tasks, c), strict=True))
     adapters = _tried(who, start, [(d.task, (d,)) for d in able], c)
     faults = trials.faults(adapters, start)
     found = grades(who, adapters, [d.task for d in able], c)
-    for dream, hits, fault in zip(able, found, faults, strict=True):
+    for dream, (hits, why), fault in zip(able, found, faults, strict=True):
+        without_it, why_not = base[dream.task.name]
         if fault:
             dream.reason = f"its adapter {fault}"
+        elif broken := unread[dream.task.name]:
+            dream.reason = f"the adapter that read its context alone {broken}"
+        else:
+            dream.reason = why or why_not
+        if dream.reason:
             continue
-        paired = hits - base[dream.task.name]
-        dream.before, dream.after = float(base[dream.task.name].mean()), float(hits.mean())
+        paired = hits - without_it
+        dream.before, dream.after = float(without_it.mean()), float(hits.mean())
         dream.difference = float(paired.mean())
         dream.error = float(paired.std(ddof=1) / math.sqrt(len(paired))) if len(paired) > 1 else math.nan
         if not math.isfinite(dream.difference):
@@ -381,21 +386,31 @@ def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConf
 
 def grades(
     who: Sleeper, adapters: Tree | None, tasks: Sequence[Task], config: DreamConfig
-) -> list[np.ndarray]:
-    """The grade of every question of every task, each task asked of its own adapter; NaN where none came."""
+) -> list[tuple[np.ndarray, str]]:
+    """Of every task the grade of each question, asked of its own adapter; see `graded`."""
     questions = [t.questions for t in tasks]
     answers = trials.answers(
         who.model, who.tok, who.params, who.memory, adapters, questions, config.trials,
         max_new=who.answer_tokens,
     )  # fmt: skip
-    grade = graders.make(config.grader, who.model, who.params, who.memory, who.tok)
+    return graded(answers, tasks, graders.make(config.grader, who.model, who.params, who.memory, who.tok))
+
+
+def graded(
+    answers: Sequence[Sequence[str]], tasks: Sequence[Task], grade: graders.Grader
+) -> list[tuple[np.ndarray, str]]:
+    """Of every task the grade of each answer, and '': or NaN, and why there is none.
+
+    Whatever a grader fails of, it is one task that loses its grade, and it is said.
+    """
     found = []
     for said, task in zip(answers, tasks, strict=True):
         try:
-            found.append(task.graded(said, grade))
-        except Exception as error:  # whatever a grader fails of, it is these dreams that lose their grade
-            print(f"the grader {config.grader!r} failed on {said!r:.120}: {error}")
-            found.append(np.array([math.nan]))
+            found.append((task.graded(said, grade), ""))
+        except Exception as error:
+            why = f"the grader failed: {error}"
+            print(f"{task.name}: {why} (on {said!r:.120})", flush=True)
+            found.append((np.full(len(task.questions), math.nan), why))
     return found
 
 

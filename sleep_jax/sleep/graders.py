@@ -17,6 +17,7 @@ BY_TEXT: dict[str, Grader] = {
     "contains": evals.contains,
 }
 NAMES = (*BY_TEXT, "judge")
+AT_ONCE = 32  # pairs that a judge reads at once
 
 
 def make(name: str, model: Model, params: Tree, memory: Memory | None, tok: Tokenizer) -> Grader:
@@ -32,6 +33,11 @@ def make(name: str, model: Model, params: Tree, memory: Memory | None, tok: Toke
     judge = Judge(model, params, tok, memory)
 
     def grade(answers, expected):
-        return judge(*([tok.encode(" " + text) for text in texts] for texts in (expected, answers)))
+        told = [[tok.encode(" " + text) for text in texts] for texts in (expected, answers)]
+        parts = []
+        for first in range(0, len(answers), AT_ONCE):  # the last is filled up: one shape is compiled
+            rows = np.minimum(np.arange(first, first + AT_ONCE), len(answers) - 1)
+            parts.append(judge(*([texts[i] for i in rows] for texts in told)))
+        return np.concatenate([*parts, np.zeros(0)])[: len(answers)]
 
     return grade

@@ -124,7 +124,8 @@ class Judge:
     two texts that do not fit into the model, each keeps its beginning.
 
     Raises:
-      ValueError: the tokenizer does not tell "yes" from "no" by their first token.
+      ValueError: the tokenizer does not tell "yes" from "no" by their first token, or the question leaves no
+        room for two texts in `model.max_len`.
     """
 
     template = "Do these two mean the same? First: {a} Second: {b}"
@@ -134,15 +135,12 @@ class Judge:
         self.yes, self.no = yes_and_no(tok)
         wording = len(tok.encode(" " + self.template.format(a="", b="")))
         self.room = (model.config.max_len - 2 - wording) // 2  # tokens of each text
-
-        @cost.Program
-        def verdict(params, memory, tokens_BT, lengths_B):
-            hidden_BTD = model.apply(params, tokens_BT, memory=memory).hidden_BTD
-            last_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
-            last_BV = model.unembed(params, last_BTD)[:, 0]
-            return last_BV[:, self.yes] > last_BV[:, self.no]
-
-        self._verdict = functools.partial(verdict, MEANING, params, memory)
+        if self.room < 1:
+            raise ValueError(
+                f"a judge's question takes {wording} tokens and leaves no room for two texts in "
+                f"model.max_len={model.config.max_len}: raise it"
+            )
+        self._verdict = functools.partial(_verdict(model, self.yes, self.no), MEANING, params, memory)
         self._width = model.config.max_len
 
     def __call__(self, dreams, finished):
@@ -152,6 +150,17 @@ class Judge:
         ]
         asked = [[self.tok.bos, *self.tok.encode(" " + t)[: self._width - 2], self.tok.ans] for t in texts]
         return np.asarray(self._verdict(*rollout.padded(asked, self._width)), np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _verdict(model: Model, yes: int, no: int) -> cost.Program:
+    def verdict(params, memory, tokens_BT, lengths_B):
+        hidden_BTD = model.apply(params, tokens_BT, memory=memory).hidden_BTD
+        last_BTD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
+        last_BV = model.unembed(params, last_BTD)[:, 0]
+        return last_BV[:, yes] > last_BV[:, no]
+
+    return cost.Program(verdict)
 
 
 @functools.partial(jax.jit, static_argnums=4)

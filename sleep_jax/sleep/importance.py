@@ -22,17 +22,20 @@ GRADIENTS = cost.Kind(
 )
 
 
+BLOCK = 8  # times `at_once` dreams have their gradients on the host at a time, whole contexts of them
+
+
 class Importance(NamedTuple):
-    """Of I dreams with gradients g_i of their mean loss per token.
+    """Of the I dreams of one context, with gradients g_i of their mean loss per token.
 
     Attributes:
       norm_I: |g_i|.
-      align_IV: <g_i, g_v> with the gradient of each of V validation sets.
+      align_I: <g_i, g_val> with the gradient of what they should help with.
       gram_II: <g_i, g_j>.
     """
 
     norm_I: np.ndarray
-    align_IV: np.ndarray
+    align_I: np.ndarray
     gram_II: np.ndarray
 
 
@@ -69,23 +72,34 @@ def importance(
     start: Tree,
     rows: Batch,
     validation: Batch,
-) -> Importance:
-    """The importance of dreams, `config.at_once` gradients at a time.
+    of_I: np.ndarray,
+) -> list[Importance]:
+    """The importance of the dreams of V contexts, `config.at_once` gradients at a time.
 
     Args:
       model, config, params, memory, start: as in `trials.train`. With a fresh adapter, whose B is 0, only the
         gradient of B is not 0.
       rows: of `trials.lessons`, [I, M, T]; `config.batch_rows` of them are in memory at once.
-      validation: rows [V, M', T] of what dreams should help with, likewise.
+      validation: rows [V, M', T], what the dreams of each context should help with, likewise.
+      of_I: the context of each dream, of 0 .. V - 1.
+
+    Returns:
+      For each context that of its dreams, in their order.
     """
     run, frozen = _compiled(model, config.scale, config.batch_rows), (params, memory)
 
-    def gradients(rows: Batch) -> np.ndarray:
-        return trials.in_turns(functools.partial(run, GRADIENTS), start, frozen, rows, config.at_once)
+    def gradients(rows: Batch, index: np.ndarray) -> np.ndarray:
+        chosen = jax.tree.map(lambda x: x[index], rows)
+        return trials.in_turns(functools.partial(run, GRADIENTS), start, frozen, chosen, config.at_once)
 
-    g_IP = gradients(rows)
-    return Importance(
-        norm_I=np.linalg.norm(g_IP, axis=1),
-        align_IV=g_IP @ gradients(validation).T,
-        gram_II=g_IP @ g_IP.T,
-    )
+    count_V = np.bincount(of_I, minlength=len(validation.tokens_BT))
+    block_V = np.maximum(np.cumsum(count_V) - 1, 0) // (BLOCK * config.at_once)
+    found = []
+    for block in np.unique(block_V):
+        contexts = np.flatnonzero(block_V == block)
+        mine = np.flatnonzero(np.isin(of_I, contexts))
+        g_IP, g_VP = gradients(rows, mine), gradients(validation, contexts)
+        for v, val_P in zip(contexts, g_VP, strict=True):
+            own_IP = g_IP[of_I[mine] == v]
+            found.append(Importance(np.linalg.norm(own_IP, axis=1), own_IP @ val_P, own_IP @ own_IP.T))
+    return found

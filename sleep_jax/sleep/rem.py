@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,9 +48,18 @@ class Round:
 
 
 def learn_to_dream(
-    who: Sleeper, start: Tree, tasks: Sequence[Task], config: DreamConfig, key: Array, seed: int
+    who: Sleeper,
+    start: Tree,
+    tasks: Sequence[Task],
+    config: DreamConfig,
+    key: Array,
+    seed: int,
+    ended: Callable[[Round], None],
 ) -> tuple[Tree | None, list[Round]]:
     """`config.rounds` rounds of ReST-EM: dream, select, try, and learn from what was rewarded.
+
+    Args:
+      ended: told of every round as it ends, so that it is on record whatever comes after.
 
     Returns:
       The adapter that has learnt to dream, None where no dream ever was rewarded; and the rounds.
@@ -70,6 +80,7 @@ def learn_to_dream(
         except FloatingPointError as error:
             nll, note = math.nan, f"{error}: the dreamer stays as it is"
         rounds.append(Round(number, made, nll, note))
+        ended(rounds[-1])
     return dreamer, rounds
 
 
@@ -109,10 +120,16 @@ def summary(one: Round) -> dict:
     }
 
 
+def commonest(made: Sequence[Dreamt]) -> str:
+    """What most of the dreams that were not tried came to nothing by."""
+    (reason, count), *others = Counter(d.reason for d in made if d.reason).most_common()
+    return f"{'all' if not others else count} of them: {reason}"
+
+
 def _note(made: Sequence[Dreamt], good: Sequence[Dreamt]) -> str:
     tried = [d for d in made if not d.reason]
     if not tried:
-        return f"none of {len(made)} dreams could be tried: the dreamer stays as it is"
+        return f"none of {len(made)} dreams could be tried ({commonest(made)}): the dreamer stays as it is"
     if not good:
         return f"none of {len(tried)} trials was rewarded: the dreamer stays as it is"
     if all(d.reward for d in tried):
@@ -138,8 +155,9 @@ def remember(
 
     Each task has an awake instance, the model with an adapter trained on the context and its dreams. It
     supervises the context and the dreams, and answers the questions of `config.recount` more dreams, none of
-    which it was trained on: what an instance knows is more than the words that it learnt it by. What it
-    answers without the context must be what was dreamt with the context at hand, or it is not kept. Earlier
+    which it was trained on: what an instance knows is more than the words that it learnt it by. They are in
+    dreams/<name>-recount.jsonl. What it answers without the context must be what was dreamt with the context
+    at hand, or it is not kept. Earlier
     selves supervise `old`, their own dreams. The same transaction as in stage 1.
     """
     who = sleeper(world, params, memory)
@@ -152,6 +170,8 @@ def remember(
     if config.recount and any(ds for _, ds in learnt):
         recounted = dataclasses.replace(config, per_context=config.recount, top=config.recount, random=0)
         more = dream.imagine(who, dreamer, [t for t, _ in learnt], recounted, key)
+        fates = (dataclasses.replace(d, reason=d.reason or "its questions are asked") for d in more)
+        metrics.write_dreams(world.workdir, f"{name}-recount", map(told_of, fates))
     asked = []
     for task, dreams in learnt:
         asked.append(task.asked_again([*dreams, *(d for d in more if d.task is task and not d.reason)]))
@@ -181,6 +201,39 @@ def _dream(awake: Self, task: Task, example: Example, world: World, doubt: str =
     tokens = len(encoding.encode_answering(world.tok, example).tokens) if readable and example.prompt else 0
     reason = doubt if readable and tokens <= world.config.row_length else "malformed"
     return Dream(example, awake.name, task.name, "dreamt", reason)
+
+
+def kept(
+    world: World,
+    name: str,
+    cycle: int,
+    experience: str,
+    params: Tree,
+    memory: Memory,
+    slots: list[Slot],
+    adapters: tuple[Tree, Tree | None],
+    learnt: Sequence[tuple[Task, Sequence[Dreamt]]],
+    config: DreamConfig,
+    key: Array,
+    rehearse: Callable[[Memory, list[Slot]], Sequence[tuple[Self, list[Dream]]]] | None = None,
+    keeping: World | None = None,
+) -> Outcome:
+    """A night that keeps what was learnt of some tasks: room is made, the past dreamt, and all of it seeded.
+
+    Args:
+      name: "<cycle>-<what>", names the checkpoints; `experience` names the night where it is rolled back.
+      params, memory, slots: asleep.
+      adapters: the one that every instance begins with, and the dreamer's.
+      rehearse: dreams of earlier selves once there is room; None are `rehearsed` ones.
+      keeping: `world` with as many steps as this night takes, where those are not a night's that makes room.
+    """
+    memory, slots, reason = night.make_room(world, name, cycle, params, memory, slots, Variant())
+    if reason:
+        ended = metrics.Night(cycle, experience, "rolled back", reason, rem=True)
+        return Outcome(params, memory, slots, ended)
+    old = rehearse(memory, slots) if rehearse else rehearsed(world, params, memory, slots, cycle)
+    world, key = keeping or world, rng.fold(key, 2)
+    return remember(world, name, cycle, params, memory, slots, *adapters, learnt, old, config, key)
 
 
 def rehearsed(
@@ -272,24 +325,20 @@ def run(
         return rolled_back(f"the day left {left} dreams to gather, too few for a task of {need}")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
     who = sleeper(world, params, memory)
-    try:
-        dreamer, rounds = learn_to_dream(
-            who, start, tasks, config, rng.fold(key, 1), world.seed * 1000 + cycle
-        )
-    except FloatingPointError as error:
-        return rolled_back(str(error))
-    for one in rounds:
+
+    def ended(one: Round) -> None:
         metrics.write_dreams(world.workdir, f"rem-{cycle:02d}-round-{one.number}", map(told_of, one.dreams))
         shown = {k: v for k, v in summary(one).items() if k not in ("round", "note") and v is not None}
         world.writer.write("rem", cycle, one.number, shown)
-    good = dream.rewarded(rounds[-1].dreams, config)
+        if one.note:
+            print(f"{experience} · dreaming, round {one.number}: {one.note}", flush=True)
+
+    dreamer, rounds = learn_to_dream(
+        who, start, tasks, config, rng.fold(key, 1), world.seed * 1000 + cycle, ended
+    )
+    # What the last round that had any rewards brought: a later one without is none the wiser.
+    good = next((good for one in reversed(rounds) if (good := dream.rewarded(one.dreams, config))), [])
     learnt = [(t, mine) for t in tasks if (mine := [d for d in good if d.task is t])]
     if not learnt:
         return rolled_back(rounds[-1].note)
-    memory, slots, reason = night.make_room(world, name, cycle, params, memory, slots, Variant())
-    if reason:
-        return rolled_back(reason)
-    old = rehearsed(world, params, memory, slots, cycle)
-    return remember(
-        world, name, cycle, params, memory, slots, start, dreamer, learnt, old, config, rng.fold(key, 2)
-    )
+    return kept(world, name, cycle, experience, params, memory, slots, (start, dreamer), learnt, config, key)

@@ -106,9 +106,13 @@ def taught(
     world: World, who: Sleeper, start: Tree, tasks: Sequence[Task], config: DreamConfig, key: Array
 ) -> tuple[Tree | None, list[rem.Round]]:
     """`rem.learn_to_dream`, written down: dreams/round-<n>.jsonl and rounds.json."""
-    learnt, rounds = rem.learn_to_dream(who, start, tasks, config, key, world.seed)
-    for one in rounds:
+
+    def ended(one: rem.Round) -> None:
         metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told_of, one.dreams))
+        if one.note:
+            print(f"dreaming, round {one.number}: {one.note}", flush=True)
+
+    learnt, rounds = rem.learn_to_dream(who, start, tasks, config, key, world.seed, ended)
     metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
     return learnt, rounds
 

@@ -24,7 +24,6 @@ from sleep_jax.settings import Config
 from sleep_jax.sleep import dream, night, rem
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Sleeper
 from sleep_jax.sleep.puzzling import PuzzleTask, grammar_of
-from sleep_jax.sleep.seeding import Variant
 from sleep_jax.studies import comparing, tables
 from sleep_jax.studies.comparing import Arm
 from sleep_jax.types import Array, Tree
@@ -109,11 +108,20 @@ def tasks_of(world: World, of: Sequence[Puzzle], part: int) -> list[PuzzleTask]:
 
 
 def live(world: World, arm: Arm, grown: State, train: Sequence[Puzzle], given: Sequence[Puzzle]) -> None:
-    """All parts of one arm: learning to dream, keeping what was learnt, and the puzzles that are held out."""
+    """All parts of one arm: learning to dream, keeping what was learnt, and the puzzles that are held out.
+
+    Raises:
+      ValueError: none of the puzzles fits into the model.
+    """
     config, key = comparing.dreaming(arm, world.config.rem), rng.stream(world.seed, "few_shot")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
     dreamer = lora.init(world.model.config, config.learn.rank, rng.fold(key, 1))  # the learner as it is
     learning, held_out = tasks_of(world, train, 0), tasks_of(world, given, 1)
+    if not learning or not held_out:
+        which = "that dreaming is learnt on" if not learning else "that are held out"
+        raise ValueError(
+            f"none of the puzzles {which} fits: raise row_length, model.max_len and answer_tokens as said"
+        )
 
     def learnt(state: State) -> State:
         who = _sleeper(world, state)
@@ -125,7 +133,7 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Puzzle], given: S
         before = _known(world, grown)
         after = _known(world, state) if arm.keep else before
         who = _sleeper(world, state)
-        solved = [bool(hits.mean() == 1) for hits in dream.grades(who, None, held_out, config)]
+        solved = [bool(hits.mean() == 1) for hits, _ in dream.grades(who, None, held_out, config)]
         in_context = dict(zip((t.name for t in held_out), solved, strict=True))
         made: list[Dreamt] = []
         if arm.read and held_out:
@@ -203,22 +211,21 @@ def _kept(
 ) -> State:
     """The learner after a night that keeps an instance of every puzzle that had a rewarded regimen."""
     cycle = len(world.stream.days) + 1
-    name, asleep = f"{cycle:03d}-puzzles", (state.params, state.memory, state.slots)
     best: dict[str, Dreamt] = {}
     for one in rounds:
         for d in dream.rewarded(one.dreams, config):
             if d.task.name not in best or d.after > best[d.task.name].after:
                 best[d.task.name] = d
-    memory, slots, reason = state.memory, state.slots, "no regimen was rewarded: there is nothing to keep"
-    if best:  # no room is made, and nothing merged, for nothing
-        memory, slots, reason = night.make_room(world, name, cycle, *asleep, Variant())
-    if reason:
-        ended = metrics.Night(cycle, "puzzles", "rolled back", reason, rem=True)
-        return dataclasses.replace(state, memory=memory, slots=slots, nights=[ended])
-    asleep = state.params, memory, slots
-    old = rem.rehearsed(world, *asleep, cycle)
+    if not best:  # no room is made, and nothing merged, for nothing
+        reason = "no regimen was rewarded: there is nothing to keep"
+        return dataclasses.replace(
+            state, nights=[metrics.Night(cycle, "puzzles", "rolled back", reason, rem=True)]
+        )
     learnt = [(d.task, (d,)) for d in best.values()]
-    outcome = rem.remember(world, name, cycle, *asleep, start, None, learnt, old, config, key)
+    outcome = rem.kept(
+        world, f"{cycle:03d}-puzzles", cycle, "puzzles", state.params, state.memory, state.slots,
+        (start, None), learnt, config, key,
+    )  # fmt: skip
     return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots, nights=[outcome.night])
 
 

@@ -19,12 +19,10 @@ from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.phases import State
 from sleep_jax.settings import Config
-from sleep_jax.sleep import dream, graders, night, rem, trials
+from sleep_jax.sleep import dream, graders, rem, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
-from sleep_jax.sleep.night import Outcome
 from sleep_jax.sleep.recall import Dream
-from sleep_jax.sleep.seeding import Variant
-from sleep_jax.sleep.selves import Self
+from sleep_jax.sleep.selves import Self, Slot
 from sleep_jax.sleep.trials import FitConfig
 from sleep_jax.studies import comparing, tables
 from sleep_jax.studies.comparing import Arm
@@ -79,24 +77,30 @@ class Bench:
         made = dream.imagine(who, self.dreamer, tasks, self.config, rng.fold(key, 0))
         dream.select(who, self.start, made, self.config, rng.fold(key, 1))
         metrics.write_dreams(self.world.workdir, f"{part}-dreams", map(rem.told_of, made))
-        return [(t, [d for d in made if d.task is t and not d.reason]) for t in tasks]
+        learnt = [(t, [d for d in made if d.task is t and not d.reason]) for t in tasks]
+        if bare := [t for t, dreams in learnt if not dreams]:
+            why = rem.commonest([d for d in made if d.task in bare])
+            print(
+                f"{part}: of {len(bare)} of {len(tasks)} passages no dream could be learnt ({why})",
+                flush=True,
+            )
+        return learnt
 
     def remembered(self, part: str, number: int, state: State, learnt: Sequence[Learnt], key: Array) -> State:
         """The learner after the `number`-th night that keeps what was learnt, committed or rolled back."""
         cycle = len(self.world.stream.days) + number  # behind the nights that it has lived
-        name, asleep = f"{cycle:03d}-{part}", (state.params, state.memory, state.slots)
-        memory, slots, reason = night.make_room(self.world, name, cycle, *asleep, Variant())
-        asleep = state.params, memory, slots
-        if reason:
-            outcome = Outcome(*asleep, metrics.Night(cycle, part, "rolled back", reason, rem=True))
-        else:
-            old = self.old if slots == self.grown.slots else rem.rehearsed(self.world, *asleep, cycle)
-            adapters = self.start, self.dreamer
-            world = self.asleep(len(learnt))
-            outcome = rem.remember(
-                world, name, cycle, *asleep, *adapters, learnt, old, self.config, rng.fold(key, 2)
-            )
-            self.world.account = world.account  # a night that was taken up again has read its own
+        asleep = state.params, state.memory, state.slots
+        keeping = self.asleep(len(learnt))
+
+        def rehearse(memory: Memory, slots: list[Slot]) -> Sequence[tuple[Self, list[Dream]]]:
+            known = slots == self.grown.slots
+            return self.old if known else rem.rehearsed(self.world, state.params, memory, slots, cycle)
+
+        outcome = rem.kept(
+            self.world, f"{cycle:03d}-{part}", cycle, part, *asleep, (self.start, self.dreamer), learnt,
+            self.config, key, rehearse, keeping,
+        )  # fmt: skip
+        self.world.account = keeping.account  # a night that was taken up again has read its own
         self.nights.append(outcome.night)
         return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots)
 
@@ -128,16 +132,17 @@ class Bench:
         return lora.scaled(adapter, trial.scale)
 
     def knows(self, state: State, tasks: Sequence[Task], adapter: Tree | None = None) -> list[list[float]]:
-        """The grade of every question of every task."""
+        """The grade of every question of every task; a judge is who the learner was before any passage."""
         questions = [q for t in tasks for q in t.questions]
-        who = rem.sleeper(self.world, state.params, state.memory)
+        who, judge = (rem.sleeper(self.world, s.params, s.memory) for s in (state, self.grown))
         answers = rollout.answer(
             who.model, who.tok, who.params, who.memory, questions,
             max_new=who.answer_tokens, batch_size=self.world.config.eval_batch, adapter=adapter,
         )  # fmt: skip
-        grade = graders.make(self.config.grader, who.model, who.params, who.memory, who.tok)
-        hits = np.asarray(grade(answers, [q.answer for q in questions]), float)
-        return [part.tolist() for part in np.split(hits, np.cumsum([len(t.questions) for t in tasks])[:-1])]
+        ends = np.cumsum([len(t.questions) for t in tasks])
+        said = [answers[end - len(t.questions) : end] for t, end in zip(tasks, ends, strict=True)]
+        grade = graders.make(self.config.grader, judge.model, judge.params, judge.memory, judge.tok)
+        return [hits.tolist() for hits, _ in dream.graded(said, tasks, grade)]
 
     def elsewhere(self, state: State, adapter: Tree | None = None) -> list[float]:
         """Accuracy on what was known before any passage: birth, and each day lived."""
@@ -155,7 +160,7 @@ def single(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     if not arm.keep:
         who = rem.sleeper(bench.world, state.params, state.memory)
         adapters = dream.instances(who, bench.start, learnt, bench.config)
-        return {"hits": [h.tolist() for h in dream.grades(who, adapters, tasks, bench.config)]}
+        return {"hits": [h.tolist() for h, _ in dream.grades(who, adapters, tasks, bench.config)]}
     hits = []
     for i, one in enumerate(learnt):
         after = bench.remembered("single", 1 + i, state, [one], rng.fold(key, 3 + i))

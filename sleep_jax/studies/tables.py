@@ -75,13 +75,14 @@ def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
     """
     arms = list(dict.fromkeys(r["arm"] for r in results))
     of = {arm: [r for r in results if r["arm"] == arm] for arm in arms}
+    seeds = _seeds(results)
     tables: dict[str, list[dict]] = {"arms": [], "rounds": []}
     for arm, found in of.items():
         row: dict = {"arm": arm, "seeds": len(found)}
         for part in ("single", "continued"):
             own = np.mean([by_passage(r[part]) for r in found], axis=0)
             row[part] = Estimate.of(own)
-            if "sleep" in of and arm != "sleep" and len(of["sleep"]) == len(found):
+            if arm != "sleep" and seeds["sleep"] == seeds[arm]:
                 best = np.mean([by_passage(r[part]) for r in of["sleep"]], axis=0)
                 row[f"{part}_behind"] = Estimate.of(best - own)
         row["birth_after_continued"] = Estimate.of([r["continued"]["elsewhere"][0] for r in found])
@@ -96,6 +97,12 @@ def incorporation(results: Sequence[Mapping]) -> dict[str, list[dict]]:
         tables["arms"].append(row)
         tables["rounds"] += _rounds(arm, found)
     return tables
+
+
+def _seeds(results: Sequence[Mapping]) -> dict[str, list[str]]:
+    """The seeds that each arm has, and "sleep" in any case: only the same ones are compared with it."""
+    arms = dict.fromkeys(["sleep", *(r["arm"] for r in results)])
+    return {arm: sorted(r["seed"] for r in results if r["arm"] == arm) for arm in arms}
 
 
 def _rounds(arm: str, found: Sequence[Mapping]) -> list[dict]:
@@ -121,6 +128,7 @@ def few_shot(results: Sequence[Mapping]) -> dict[str, list[dict]]:
     """
     arms = list(dict.fromkeys(r["arm"] for r in results))
     of = {arm: [r["tasks"] | {"rounds": r["rounds"]} for r in results if r["arm"] == arm] for arm in arms}
+    seeds = _seeds(results)
     share = {
         arm: np.mean([[np.mean(t) for t in r["solved"]] for r in found], axis=0) for arm, found in of.items()
     }
@@ -136,7 +144,7 @@ def few_shot(results: Sequence[Mapping]) -> dict[str, list[dict]]:
             "birth_before": Estimate.of([r["birth"][0] for r in found]),
             "birth_after": Estimate.of([r["birth"][1] for r in found]),
         }  # fmt: skip
-        if "sleep" in of and arm != "sleep" and len(of["sleep"]) == len(found):
+        if arm != "sleep" and seeds["sleep"] == seeds[arm]:
             row["behind"] = Estimate.of(share["sleep"] - share[arm])
         tables["arms"].append(row)
         tables["rounds"] += _rounds(arm, found)

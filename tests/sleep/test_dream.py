@@ -143,9 +143,13 @@ def test_roles_take_turns_and_the_dreamer_is_scaled(who, saying, start):
 
 
 def ranked(monkeypatch, norms, align, gram):
-    def importance(model, config, params, memory, start, rows, validation):
+    def importance(model, config, params, memory, start, rows, validation, of_I):
         assert len(rows.tokens_BT) == len(norms) and len(validation.tokens_BT) == np.shape(align)[1]
-        return Importance(np.array(norms), np.array(align), np.array(gram))
+        mine = [np.flatnonzero(of_I == v) for v in range(np.shape(align)[1])]
+        return [
+            Importance(np.array(norms)[i], np.array(align)[i, v], np.array(gram)[np.ix_(i, i)])
+            for v, i in enumerate(mine)
+        ]
 
     monkeypatch.setattr(dream, "importance", importance)
 
@@ -251,8 +255,26 @@ def test_a_grader_that_fails_costs_its_dreams_alone(who, start, graded, monkeypa
     monkeypatch.setitem(graders.BY_TEXT, "exact", exact)
     made = [dreamt(TASKS[0], "a"), dreamt(TASKS[0], "b")]
     dream.attempt(who, start, made, CONFIG)
-    assert [d.reason for d in made] == ["", "tau is not a number"] and made[1].reward == 0
-    assert "the grader 'exact' failed on ['broken', 'broken']: no network" in capsys.readouterr().out
+    assert [d.reason for d in made] == ["", "the grader failed: no network"] and made[1].reward == 0
+    assert "one: the grader failed: no network (on ['broken', 'broken'])" in capsys.readouterr().out
+    monkeypatch.setitem(graders.BY_TEXT, "exact", lambda answers, _: [math.nan] * len(answers))
+    made = [dreamt(TASKS[0], "a")]
+    dream.attempt(who, start, made, CONFIG)
+    assert made[0].reason == "tau is not a number" and made[0].reward == 0
+
+
+def test_a_context_that_breaks_who_reads_it_costs_its_dreams_alone(who, start, graded, monkeypatch):
+    graded(lambda i, q: q.answer if i >= 20 else "?")
+
+    def faults(adapters, start):
+        return ["is not finite" if row == 11 else "" for row in adapters["rows"]]
+
+    monkeypatch.setattr(trials, "faults", faults)
+    made = [dreamt(task, text) for task in TASKS for text in "ab"]
+    dream.attempt(who, start, made, CONFIG)
+    broken = "the adapter that read its context alone is not finite"
+    assert [d.reason for d in made] == ["", "", broken, broken]
+    assert [d.reward for d in made] == [1, 1, 0, 0]
 
 
 def test_a_trial_that_broke_costs_its_dream_alone(who, start, graded, monkeypatch):

@@ -122,6 +122,13 @@ def test_the_hidden_cosine_is_that_of_the_means_over_true_tokens(model, grown):
         assert reward(dreams, ends).tolist() == (cosines >= threshold).tolist(), threshold
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stub:
+    config: object
+    apply: object
+    unembed: object
+
+
 def test_the_judge_weighs_yes_against_no_behind_the_question(tok):
     """The stub says yes at <ans> if "whale" was read twice before, and shouts yes everywhere else."""
     whale, yes, no = (tok.encode(f" {w}") for w in ("whale", "yes", "no"))
@@ -135,7 +142,7 @@ def test_the_judge_weighs_yes_against_no_behind_the_question(tok):
         return Output(None, logits_BTV.at[..., no[0]].set(0.0), None, None)
 
     config = types.SimpleNamespace(max_len=96)
-    stub = types.SimpleNamespace(config=config, apply=apply, unembed=lambda params, logits_BTV: logits_BTV)
+    stub = Stub(config, apply, lambda params, logits_BTV: logits_BTV)
     judge = imitate.Judge(stub, {"frozen": 1.0}, tok, {"resting": 1.0})
     dreams = [tok.encode(f" {w}") for w in ("whale", "whale", "it", "no")]
     ends = [tok.encode(f" {w}") for w in ("blue whale", "it", "whale", "yes")]
@@ -143,6 +150,8 @@ def test_the_judge_weighs_yes_against_no_behind_the_question(tok):
     long = whale + tok.encode(" it sings" * 40)
     assert judge([long], [long]).tolist() == [1], "of two that are too long each keeps its beginning"
     assert judge([long], [long[1:]]).tolist() == [0]
+    with pytest.raises(ValueError, match="leaves no room for two texts in model.max_len=8: raise it"):
+        imitate.Judge(dataclasses.replace(stub, config=types.SimpleNamespace(max_len=8)), {}, tok)
 
 
 def test_a_tokenizer_that_cannot_tell_yes_from_no_is_an_error(model):

@@ -7,6 +7,7 @@ import pytest
 
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.model import lora
+from sleep_jax.sleep import importance as importance_lib
 from sleep_jax.sleep import trials
 from sleep_jax.sleep.importance import importance
 from sleep_jax.sleep.trials import TrialConfig
@@ -59,23 +60,28 @@ def by_hand(self_, start):
 def test_gradients_are_those_of_each_dream_alone(self_, start, dreams, by_hand):
     model, params, memory = self_
     rows, validation = trials.lessons(dreams, ROW).rows, trials.lessons(dreams[3:5], ROW).rows
-    found = importance(model, CONFIG, params, memory, start, rows, validation)
-    g = np.stack([by_hand(d) for d in dreams[:3]])
-    np.testing.assert_allclose(found.norm_I[:3], np.linalg.norm(g, axis=1), rtol=1e-3)
-    np.testing.assert_allclose(found.gram_II[:3, :3], g @ g.T, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found.align_IV[:3, 1], g @ by_hand(dreams[4]), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(np.diagonal(found.align_IV[3:5]), found.norm_I[3:5] ** 2, rtol=1e-4)
-    np.testing.assert_allclose(np.diagonal(found.gram_II), found.norm_I**2, rtol=1e-4)
+    of_I = np.array([0, 1, 0, 0, 1, 1])
+    zero, one = importance(model, CONFIG, params, memory, start, rows, validation, of_I)
+    g = np.stack([by_hand(d) for d in dreams])
+    for found, v in ((zero, 0), (one, 1)):
+        own = g[of_I == v]
+        np.testing.assert_allclose(found.norm_I, np.linalg.norm(own, axis=1), rtol=1e-3)
+        np.testing.assert_allclose(found.gram_II, own @ own.T, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.align_I, own @ g[3 + v], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("turns", [{"at_once": 4}, {"batch_rows": 1}, {"batch_rows": 3}])
-def test_what_is_in_memory_at_once_does_not_matter(self_, start, dreams, turns):
+@pytest.mark.parametrize("turns", [{"at_once": 4}, {"at_once": 1}, {"batch_rows": 1}, {"batch_rows": 3}])
+def test_what_is_in_memory_at_once_does_not_matter(self_, start, dreams, turns, monkeypatch):
+    monkeypatch.setattr(importance_lib, "BLOCK", 1)  # one context or two at a time
     model, params, memory = self_
     rows = trials.lessons([*dreams[:5], [e for d in dreams for e in d]], ROW).rows  # of 1 to 6 rows
+    of_I = np.array([2, 0, 2, 1, 0, 2])
     whole, parts = (
-        importance(model, dataclasses.replace(CONFIG, **how), params, memory, start, rows, rows)
+        importance(model, dataclasses.replace(CONFIG, **how), params, memory, start, rows, rows, of_I)
         for how in ({"at_once": 6}, turns)
     )
-    assert whole.align_IV.shape == whole.gram_II.shape == (6, 6)
-    np.testing.assert_allclose(whole.align_IV, whole.gram_II, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(parts.gram_II, whole.gram_II, rtol=1e-4, atol=1e-5)
+    assert [len(x.norm_I) for x in whole] == [2, 1, 3, 0, 0, 0]
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a.align_I, b.align_I, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a.gram_II, b.gram_II, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.diagonal(whole[2].gram_II), whole[2].norm_I ** 2, rtol=1e-4)

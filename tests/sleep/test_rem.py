@@ -1,6 +1,7 @@
 """Rounds of learning to dream, and what of it is kept; what a dream is and does, test_dream tells."""
 
 import dataclasses
+import json
 import math
 import types
 
@@ -57,10 +58,10 @@ class Rounds:
 
 def test_every_round_is_dreamt_by_who_has_learnt_from_the_last(monkeypatch):
     outcomes = [[(0.0, 1.0), (0.5, 0.5), (0.2, 0.4)], [(0.0, 0.0)] * 3, [(0.0, 1.0)] * 3]
-    fake = Rounds(monkeypatch, outcomes)
+    fake, told = Rounds(monkeypatch, outcomes), []
     config = dataclasses.replace(CONFIG, rounds=3)
-    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, config, KEY, 7)
-    assert fake.dreamers == [None, "after 2", "after 2"] and dreamer == "after 3"
+    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, config, KEY, 7, told.append)
+    assert fake.dreamers == [None, "after 2", "after 2"] and dreamer == "after 3" and told == rounds
     assert fake.learnt[0] == ["it is in Bath 0", "a cat is it 0"] and not fake.learnt[1]
     assert len({tuple(jax.random.key_data(k).tolist()) for k in fake.keys}) == 9, "nothing is drawn twice"
     assert [r.note for r in rounds] == [
@@ -76,7 +77,7 @@ def test_every_round_is_dreamt_by_who_has_learnt_from_the_last(monkeypatch):
 
 def test_without_a_reward_nobody_has_learnt_to_dream(monkeypatch):
     fake = Rounds(monkeypatch, [[(1.0, 1.0)] * 3, [(1.0, 0.5)] * 3])
-    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, CONFIG, KEY, 7)
+    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, CONFIG, KEY, 7, lambda _: None)
     assert dreamer is None and fake.dreamers == [None, None]
     assert all(math.isnan(r.nll) for r in rounds)
 
@@ -89,9 +90,10 @@ def test_a_round_in_which_nothing_could_be_tried_says_so(monkeypatch):
             d.reason = "it did not end"
 
     monkeypatch.setattr(dream, "select", none)
-    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, CONFIG, KEY, 7)
+    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, CONFIG, KEY, 7, lambda _: None)
     assert dreamer is None and not any(fake.learnt)
-    assert rounds[0].note == "none of 4 dreams could be tried: the dreamer stays as it is"
+    said = "none of 4 dreams could be tried (all of them: it did not end): the dreamer stays as it is"
+    assert rounds[0].note == said
     assert rem.summary(rounds[0])["before"] is None and rem.summary(rounds[0])["tried"] == 0
 
 
@@ -104,14 +106,14 @@ def test_a_dream_is_written_down_with_its_fate():
 
 
 @pytest.fixture
-def remembered(tiny, grown, monkeypatch):
+def remembered(tiny, grown, monkeypatch, tmp_path):
     """`remembered(learnt, config, more)`: what goes into the night, and what the instances were asked."""
     tok = Tokenizer.train([" where is it? in Bath. what is it -> a cat. free text. yes no"] * 3, 300)
     model = tiny(vocab_size=tok.vocab_size, max_len=64)
     params, memory = grown(model)
     start = lora.init(model.config, CONFIG.trials.rank, KEY)
     config = types.SimpleNamespace(row_length=24, answer_tokens=8, rem=CONFIG)
-    world = types.SimpleNamespace(model=model, tok=tok, config=config)
+    world = types.SimpleNamespace(model=model, tok=tok, config=config, workdir=tmp_path)
 
     def run(learnt, config=CONFIG, more=(), broken=""):
         asked, settled = [], []
@@ -179,6 +181,16 @@ def test_what_is_kept_is_the_context_the_free_lines_and_answers_of_the_instances
     assert (slot.nights, slot.experiences, slot.documents, slot.rem) == ((4,), ("one", "two"), 5, True)
 
 
+def test_what_is_dreamt_to_be_asked_is_on_record(remembered, tmp_path):
+    more = [dreamt(TASKS[0], "Who? -> x"), dreamt(TASKS[0], "y", reason="duplicate")]
+    remembered([(TASKS[0], [dreamt(TASKS[0], "Where? -> Rome")])], more=more)
+    lines = map(json.loads, (tmp_path / "dreams/004-rem-recount.jsonl").read_text().splitlines())
+    assert [(d["text"], d["reason"]) for d in lines] == [
+        ("Who? -> x", "its questions are asked"),
+        ("y", "duplicate"),
+    ]
+
+
 def test_a_night_whose_adapters_fail_is_rolled_back(remembered):
     ended = remembered([(TASKS[0], [])], broken="an adapter is not finite")
     assert ended.night == metrics.Night(4, "one", "rolled back", "an adapter is not finite", rem=True)
@@ -236,14 +248,15 @@ def nightly(tiny, grown, tmp_path, monkeypatch):
     """`nightly(told, outcomes, room)`: stage 2 of night 4, and what came of it."""
     model = tiny(max_len=64)
     params, memory = grown(model)
-    config = dataclasses.replace(CONFIG, rounds=1, lines=2, questions=2, tasks=3)
+    config = dataclasses.replace(CONFIG, lines=2, questions=2, tasks=3)
     world = types.SimpleNamespace(
         model=model, tok=None, seed=0, workdir=tmp_path, writer=Lines(),
-        config=types.SimpleNamespace(rem=config, row_length=24, answer_tokens=8),
+        config=types.SimpleNamespace(row_length=24, answer_tokens=8),
     )  # fmt: skip
 
-    def run(told, outcomes, room=""):
-        fake = Rounds(monkeypatch, [outcomes])
+    def run(told, outcomes, room="", further=()):
+        fake = Rounds(monkeypatch, [outcomes, further])
+        world.config.rem = dataclasses.replace(config, rounds=2 if further else 1)
         monkeypatch.setattr(night, "make_room", lambda *args: (args[4], args[5], room))
         monkeypatch.setattr(rem, "rehearsed", lambda *_: "old")
         monkeypatch.setattr(rem, "remember", lambda *args: args)
@@ -281,10 +294,7 @@ def test_a_night_that_comes_to_nothing_says_why_and_changes_nothing(nightly, tol
     assert ended.memory is memory and ended.slots == ["slot"]
 
 
-def test_an_adapter_that_is_not_finite_rolls_the_night_back(nightly, monkeypatch):
-    def broken(*_):
-        raise FloatingPointError("an adapter is not finite")
-
-    monkeypatch.setattr(rem, "learn_to_dream", broken)
-    ended, *_ = nightly([e for p in PEOPLE for e in p], [])
-    assert ended.night.reason == "an adapter is not finite" and ended.night.rem
+def test_rewards_of_an_earlier_round_are_kept_where_the_last_has_none(nightly, monkeypatch):
+    told, outcomes = [e for p in PEOPLE for e in p], [(0.0, 1.0)] + [(0.0, 0.0)] * 5
+    kept, *_ = nightly(told, outcomes, further=[(0.0, 0.0)] * 6)
+    assert [[d.text[-1] for d in dreams] for _, dreams in kept[8]] == [["0"]]

@@ -121,6 +121,11 @@ def test_puzzles_that_do_not_fit_and_trials_that_break_are_not_solved(
     dreams = [json.loads(line) for line in (tmp_path / "ttt" / "dreams" / "given.jsonl").open()]
     assert {d["reason"].split(":")[0] for d in dreams} == {"its adapter did not move"}
 
+    monkeypatch.setattr(few_shot, "puzzles_of", lambda config: (given[0], wide))
+    none = lives.config(**lives.changed(broken, method="own"))
+    with lives.quick(compiled), pytest.raises(ValueError, match="held out fits: raise row_length"):
+        few_shot.run(none, str(tmp_path))
+
 
 def test_an_arm_that_breaks_has_no_row_and_the_others_go_on(compiled, tmp_path, monkeypatch, capsys):
     whole = few_shot.dream.attempt
