@@ -80,7 +80,8 @@ def get_config() -> ConfigDict:
     m.activation = "silu"  # of the MLP's gate: "silu", or "gelu_tanh" (Gemma 3)
     m.param_dtype = "float32"  # of the backbone; what memory changes is float32 whatever this is
     m.compute_dtype = "float32"  # softmax and log-softmax are float32 whatever this is
-    m.remat = False  # recompute layers in the backward pass
+    m.remat = "none"  # "dots": the backward pass computes all of a layer again but products with weights;
+    # "full": all of it
     m.unroll = 1  # layers per iteration of the scan over depth
     m.logit_chunk = 0  # positions of a row whose logits exist at once in a loss; 0 is all
 

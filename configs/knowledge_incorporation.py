@@ -53,7 +53,7 @@ def get_config(source: str = "biographies"):
 def for_checkpoint(c):
     """What a checkpoint of 0.1 to 8 B parameters takes; reasoned, and not measured on a real one."""
     c.model.param_dtype = c.model.compute_dtype = "bfloat16"
-    c.model.remat, c.model.unroll = True, 1
+    c.model.remat, c.model.unroll = "full", 1
     c.answer_tokens, c.eval_batch = 32, 32
     c.stream.strangers, c.birth.epochs, c.birth.batch_rows, c.birth.optim.lr = 300, 1, 8, 1e-5
     c.anchor.rehearsed = 200

@@ -37,7 +37,7 @@ WORDS = 151_669  # of the tokenizer; a checkpoint may have rows to spare
 LIFE = {
     "study": "life", "method": "sleep", "seeds": 1, "row_length": 64, "answer_tokens": 4, "eval_batch": 4,
     "stream": {"source": "documents"},
-    "model": {"max_len": 128, "remat": True, "logit_chunk": 16},
+    "model": {"max_len": 128, "remat": "full", "logit_chunk": 16},
     "memory": {"periods": (256,), "slots": 3},
     "birth": {"epochs": 0, "checkpoint": ""},
     "wake": {"passes": 1, "rule": "adam", "lr": (3e-3,)},

@@ -140,7 +140,7 @@ class Kind:
     lower: str
 
 
-GRADIENT = "set model.remat=True and model.logit_chunk=64, lower row_length or "  # then keys of the batch
+GRADIENT = "set model.remat=full and model.logit_chunk=64, lower row_length or "  # then keys of the batch
 SCORED = "lower row_length or eval_batch (a quarter of it is read at once)"
 
 _told: dict[str, int] = {}  # by the name of a kind, the bytes that were told of last

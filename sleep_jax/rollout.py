@@ -55,7 +55,8 @@ def generate(
       key: row i samples with `rng.per_row(key, n)[i]`, whatever the batch size.
       batch_size: rows computed at once; a batch of fewer is padded with copies of the first, in a queue of
         fewer some seats stay empty.
-      adapter: one of `lora`, scaled, for all rows.
+      adapter: one of `lora`, scaled, for all rows; or, where a batch holds all n rows, one for each group of
+        neighbours (`lora.grouped`).
       grammar_ZV: the texts that may be sampled, as in `decode.decode`; None for any.
       kind: what is sampled for, which says the keys that `batch_size` and the like come from.
 

@@ -85,7 +85,7 @@ def test_layers_count_whether_they_are_scanned_or_unrolled(tiny, scanned):
     assert scanned == 3 * 2 * B * T * (LAYERS * layer + V * D)
     for unroll in (2, LAYERS):
         assert cost.flops(traced(tiny(layers=LAYERS, heads=8, kv_heads=8, unroll=unroll))) == scanned
-    again = cost.flops(traced(tiny(layers=LAYERS, heads=8, kv_heads=8, remat=True)))
+    again = cost.flops(traced(tiny(layers=LAYERS, heads=8, kv_heads=8, remat="full")))
     assert again == scanned + 2 * B * T * LAYERS * (layer - F * D), "no gradient asks for a layer's output"
 
 
@@ -321,7 +321,7 @@ def test_a_training_step_that_does_not_fit_names_the_keys_of_its_phase(phase, ke
         return state + batch, {}
 
     with pytest.raises(
-        ValueError, match=f"^a step of {phase} takes .*model.remat=True.*row_length or {keys}"
+        ValueError, match=f"^a step of {phase} takes .*model.remat=full.*row_length or {keys}"
     ):
         world.compile(phase, step, jnp.ones(3), None, jnp.ones(3), KEY)
 

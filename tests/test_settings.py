@@ -61,7 +61,11 @@ def test_an_unknown_key_names_the_nearest_one_at_its_depth(values, said):
         ({"seed": "seven"}, r"config key seed takes a value of type int, but is set to 'seven'"),
         ({"seed": 7.0}, r"config key seed takes a value of type int"),
         ({"seed": True}, r"config key seed takes a value of type int, but is set to True"),
-        ({"model": {"remat": 1}}, r"config key model.remat takes a value of type bool"),
+        ({"model": {"tie_embeddings": 1}}, r"config key model.tie_embeddings takes a value of type bool"),
+        (
+            {"model": {"remat": "half"}},
+            r"config key model.remat='half' is not one of \('none', 'dots', 'full'\)",
+        ),
         ({"model": {"rope_theta": True}}, r"config key model.rope_theta takes a value of type float"),
         ({"birth": {"optim": {"lr": "fast"}}}, r"config key birth.optim.lr takes a value of type float"),
         ({"data_dir": None}, r"config key data_dir takes a value of type str, but is set to None"),

@@ -5,9 +5,8 @@
     reading     <bos> text <eos>
 
 Byte-level BPE tells ' Bristol' from 'Bristol'. Every part is therefore encoded with one space before it,
-which
-parsing takes away again: a word has the same tokens at the start of a part as inside it, and in both
-  directions.
+which parsing takes away again: a word has the same tokens at the start of a part as inside it, in both
+directions.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from sleep_jax.types import Mean, Objective, Tree
 
 FISHER = cost.Kind(
     "the Fisher of EWC, 16 gradients at once,",
-    "set model.remat=True and model.logit_chunk=64, or lower row_length",
+    "set model.remat=full and model.logit_chunk=64, or lower row_length",
 )
 
 

@@ -44,7 +44,8 @@ class ModelConfig:
     activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: Literal["none", "dots", "full"] = "none"  # of a layer, what the backward pass computes again: all
+    # but products with weights, or all
     unroll: int = 1  # layers per iteration of the scan over depth
     logit_chunk: int = 0  # positions of a row whose logits exist at once in a loss; 0 is all, see `families`
 
@@ -84,6 +85,8 @@ class ModelConfig:
             )
         if self.activation not in ("silu", "gelu_tanh"):
             raise ValueError(f"model.activation={self.activation!r} is neither 'silu' nor 'gelu_tanh'")
+        if self.remat not in ("none", "dots", "full"):
+            raise ValueError(f"model.remat={self.remat!r} is none of 'none', 'dots' and 'full'")
         for key in ("param_dtype", "compute_dtype"):
             if not _floating(getattr(self, key)):
                 raise ValueError(f"model.{key}={getattr(self, key)!r} is not a floating-point type")

@@ -89,7 +89,10 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+        block = Block
+        if c.remat != "none":
+            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            block = nn.remat(Block, prevent_cse=False, policy=keep)
         embed = nn.initializers.normal(c.width**-0.5)
         self.embed_VD = self.param("embed_VD", embed, (c.vocab_size, c.width), c.param_dtype)
         self.blocks = nn.scan(
