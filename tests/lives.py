@@ -1,6 +1,6 @@
 """A life that is small enough for a test, and a process that lives it while it kills itself again and again.
 
-python tests/lives.py WORKDIR BIRTH CACHE KILLS, with KILLS a JSON list of [place, ...]:
+python tests/lives.py WORKDIR BIRTH CACHE KILLS METHOD, with KILLS a JSON list of [place, ...]:
 
     ["line", phase, cycle, step]   as soon as this line of metrics.jsonl is written
     ["boundary", name]             between a boundary and what follows it
@@ -23,6 +23,10 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from sleep_jax import checkpoint, life, metrics, partition, phases, settings
+from sleep_jax.data import dreams as text
+from sleep_jax.data.stream import Example
+from sleep_jax.sleep import dream
+from sleep_jax.sleep.dream import Dreamt
 
 SMALL = {
     "vocab_size": 600,
@@ -141,15 +145,42 @@ def end(place: str, *what) -> mock._patch:
     return doomed(checkpoint.ocp, "save", lambda path, *args: path.parent.name == f".{what[0]}.half")
 
 
-def main(workdir: str, birth: str, cache: str, kills: str) -> None:
+@contextlib.contextmanager
+def rewarding():
+    """Dreams that say what they will be asked, and are all rewarded: a model of this size dreams nothing."""
+
+    def imagine(who, dreamer, tasks, config, key):
+        made = []
+        for task in tasks:
+            for n in range(config.per_context):
+                said = text.write([*task.questions, Example("", f"{n} times")])
+                made.append(Dreamt(task, "free", task.context, said, tuple(text.read(said))))
+        return made
+
+    def attempt(who, start, made, config):
+        for d in (d for d in made if not d.reason):
+            d.before, d.after, d.difference = 0.0, 1.0, 1.0
+
+    with mock.patch.object(dream, "imagine", imagine), mock.patch.object(dream, "attempt", attempt):
+        yield
+
+
+def dreaming(birth: str) -> settings.Config:
+    """One day and both stages of its night."""
+    more = {"stream": {"days": 1}, "memory": {"slots": 4}, "model": {"max_len": 96}}
+    return config(method="sleep_rem", birth={"checkpoint": birth}, **more)
+
+
+def main(workdir: str, birth: str, cache: str, kills: str, method: str) -> None:
+    lived = dreaming(birth) if method == "sleep_rem" else config(birth={"checkpoint": birth})
     for kill in [*json.loads(kills), None]:
         sys.stdout.flush()
         child = os.fork()  # jax is imported but not started: each child starts its own
         if not child:
             code = 1
             try:
-                with quick(cache), end(*kill) if kill else contextlib.nullcontext():
-                    life.run(config(birth={"checkpoint": birth}), workdir)
+                with quick(cache), rewarding(), end(*kill) if kill else contextlib.nullcontext():
+                    life.run(lived, workdir)
                 code = 0
             except BaseException:
                 traceback.print_exc()

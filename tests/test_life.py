@@ -34,6 +34,22 @@ def quickly(compiled):
         yield
 
 
+REM_KILLS = [
+    ["boundary", "001-sleep"],
+    ["line", "rem", 1, 3],
+    ["write", "001-rem-000000004"],
+]
+
+
+def killed(kills, workdir, born, compiled, method):
+    """A life that dies at each of these moments in turn and is begun again."""
+    driver = pathlib.Path(lives.__file__)
+    command = [sys.executable, str(driver), *map(str, (workdir, born, compiled)), json.dumps(kills), method]
+    environment = {**os.environ, "PYTHONPATH": str(driver.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def first_day(workdir):
     return [line for line in metrics.read_jsonl(workdir / "timings.jsonl")[0] if line["cycle"] == 1]
 
@@ -41,11 +57,8 @@ def first_day(workdir):
 def test_a_life_that_is_killed_again_and_again_is_bit_for_bit_one_that_never_was(
     lived, born, compiled, tmp_path
 ):
-    workdir, driver = tmp_path / "life", pathlib.Path(lives.__file__)
-    command = [sys.executable, str(driver), str(workdir), str(born), str(compiled), json.dumps(KILLS)]
-    environment = {**os.environ, "PYTHONPATH": str(driver.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    workdir = tmp_path / "life"
+    killed(KILLS, workdir, born, compiled, "sleep")
     assert checkpoint.boundaries(workdir) == checkpoint.boundaries(lived)
     for record in RECORDS:
         assert (workdir / record).read_text() == (lived / record).read_text(), record
@@ -56,6 +69,28 @@ def test_a_life_that_is_killed_again_and_again_is_bit_for_bit_one_that_never_was
     assert [once[k] - again[k] for k in ("wake/fit", "sleep/fit")] == [2, 2]
     last = checkpoint.boundaries(lived)[-1]
     assert bit_equal(lives.arrays(workdir, last), lives.arrays(lived, last)) == []
+
+
+def test_a_night_that_dreams_on_is_as_whole_and_resumes_as_well(born, compiled, tmp_path, capsys):
+    once, again = tmp_path / "once", tmp_path / "again"
+    with lives.rewarding():
+        life.run(lives.dreaming(str(born)), str(once))
+    killed(REM_KILLS, again, born, compiled, "sleep_rem")
+    nights = json.loads((once / "summary.json").read_text())["nights"]
+    assert [(n["outcome"], n["rem"]) for n in nights] == [("committed", False), ("committed", True)]
+    assert "all 4 trials were rewarded: they tell the dreamer nothing" in capsys.readouterr().out
+    records = "metrics.jsonl", "slots.json", "dreams/rem-01-round-1.jsonl", "dreams/001-rem-recount.jsonl"
+    for record in (*records, "dreams/rem-01.jsonl"):
+        assert (again / record).read_text() == (once / record).read_text(), record
+    evening, morning = (lives.arrays(once, f"001-{stage}") for stage in ("sleep", "rem"))
+    for path in evening:
+        changed = np.asarray(evening[path]) != np.asarray(morning[path])
+        slots = path.startswith("memory/bank/") or path == "memory/active_LE"
+        if slots:
+            assert set(np.nonzero(changed)[path.rpartition("_")[2].index("E")]) == {1}, path
+        else:
+            assert not changed.any(), path
+    assert bit_equal(lives.arrays(again, "001-rem"), morning) == []
 
 
 def test_a_night_moves_its_own_slot_and_nothing_else(lived):
