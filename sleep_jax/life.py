@@ -243,7 +243,8 @@ def _fits(world: World) -> None:
     """
     c, tok = world.config, world.tok
     chunk = {"memory.periods[0] / row_length": c.memory.periods[0] // c.row_length}
-    world.partitioner.check_rows(c.rows() | chunk)
+    trial = {"rem.learn.batch_rows": c.rem.learn.batch_rows, "rem.trials.at_once": c.rem.trials.at_once}
+    world.partitioner.check_rows(c.rows() | chunk | (trial if c.dreams_on else {}))
     if "judge" in (c.sleep.imitate.semantic, c.rem.grader):
         imitate.yes_and_no(tok)
     encoding.encode(tok, world.stream.skills, c.row_length)

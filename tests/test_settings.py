@@ -121,6 +121,14 @@ def test_settings_that_disagree_are_named_with_both_values(values, said):
         settings.load(values)
 
 
+def test_rows_of_a_checkpoint_divide_over_the_mesh():
+    values = {"model": {"checkpoint": "x", "vocab_size": 100}, "mesh": {"model": 4}}
+    rows = [settings.load(values).model_of(words).vocab_size for words in (90, 100, 101)]
+    assert rows == [100, 100, 104]
+    values = {"model": {"vocab_size": 100}, "mesh": {"model": 4}}
+    assert settings.load(values).model_of(90).vocab_size == 90, "of one that is born here it can be chosen"
+
+
 def nested(key, value):
     """The mapping in which one dotted key is set."""
     for group in reversed(key.split(".")):
