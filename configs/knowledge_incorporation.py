@@ -43,10 +43,10 @@ def get_config(source: str = "biographies"):
     c.passages.train, c.passages.single, c.passages.continued = 50, 200, 200
     c.rem.roles, c.rem.per_context, c.rem.top, c.rem.random, c.rem.recount = ("implications",), 5, 4, 1, 5
     c.rem.common, c.rem.grader, c.rem.max_new = 0.0, "contains", 512  # its words are no dreams' of birth
-    c.rem.trials.rank, c.rem.trials.alpha, c.rem.trials.at_once = 32, 64.0, 5
+    c.rem.trials.rank, c.rem.trials.alpha, c.rem.trials.at_once = 32, 64.0, 8
     c.rem.trials.batch_rows, c.rem.trials.optim.lr, c.rem.learn.optim.lr = 1, 1e-3, 3e-4
     for_checkpoint(c)
-    c.model.max_len, c.row_length, c.memory.periods = 2048, 1024, (3072,)
+    c.model.max_len, c.row_length, c.memory.periods = 2048, 1024, (8192,)
     return c
 
 

@@ -47,7 +47,7 @@ class Asker:
                     f"--compare: {life.workdir} stands at {life.boundary}: it has not slept since it read"
                 )
             evening = life.state(evenings[-1])
-            evening.params = jax.tree.map(_one, state.params, evening.params)
+            evening.params = jax.tree.map(_shared, state.params, evening.params)
             morning = f"in the morning of {evenings[-1].removesuffix('-wake')}, before it read"
             self.moments = [
                 (morning, evening, memory_lib.rest(evening.memory)),
@@ -83,8 +83,8 @@ class Asker:
         )
 
 
-def _one(x: Array, y: Array) -> Array:
-    """`y`, as `x` where they are the same: what no night changes is kept once."""
+def _shared(x: Array, y: Array) -> Array:
+    """`y`; where both are the same it is `x` itself, so that what no night changes is there once."""
     return x if jnp.array_equal(x, y) else y
 
 

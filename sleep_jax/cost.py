@@ -5,6 +5,7 @@ has been held against what there is.
 """
 
 import dataclasses
+import gc
 import math
 import os
 import pathlib
@@ -115,8 +116,8 @@ def room() -> int:
     return host // len(devices)
 
 
-def lying() -> int:
-    """Bytes of a device that arrays of this process take now, at most."""
+def held() -> int:
+    """Bytes that arrays of this process take now, of the device that holds most."""
     in_use = [(d.memory_stats() or {}).get("bytes_in_use") for d in jax.local_devices()]
     if all(x is not None for x in in_use):
         return max(in_use)
@@ -153,15 +154,18 @@ def tell(kind: Kind, sizes: dict[str, int]) -> None:
       ValueError: it takes more than there is; names the keys that lower it.
     """
     take, have = needed(sizes), room()
-    beside = max(lying() - sizes["argument"], 0)  # and not of this program
+    beside = max(held() - sizes["argument"], 0)  # and not of this program
+    if take + beside > have:
+        gc.collect()  # what nobody refers to any more may be in the way
+        beside = max(held() - sizes["argument"], 0)
     told = f"{kind.name} takes {scaled(take, 'B')} of the {scaled(have, 'B')} of each device"
     if take + beside > have:
         given, working, other = (scaled(n, "B") for n in (sizes["argument"], sizes["temp"], beside))
         raise ValueError(
-            f"{told}: {given} for parameters, memory and batch, {working} while it runs; {other} more lies "
-            "there already. It cannot run. For "
-            f"the latter {kind.lower}; for the former spread the model over more devices (mesh.fsdp, "
-            "mesh.model) or set model.param_dtype=bfloat16"
+            f"{told}: {given} for parameters, memory and batch, {working} while it runs; {other} of other "
+            f"things lie there. It cannot run. For what it takes while it runs, {kind.lower}; for parameters "
+            "and memory, spread the model over more devices (mesh.fsdp, mesh.model) or, where it is not "
+            "trained itself, set model.param_dtype=bfloat16"
         )
     if take >= 2 * _told.get(kind.name, 0):
         _told[kind.name] = take

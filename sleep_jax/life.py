@@ -41,8 +41,8 @@ from sleep_jax.sleep.selves import Slot
 from sleep_jax.types import Array, Batch, Tree
 
 BIRTH = "000-birth"
-# Where a life is, not what it is: these may differ between two runs in one directory.
-FREE_KEYS = ("data_dir", "method", "mesh")
+# Where and how a life is computed, not what it is: these may differ between two runs in one directory.
+FREE_KEYS = ("data_dir", "method", "mesh", "model.remat", "model.unroll", "model.logit_chunk")
 
 
 def run(config: Config, workdir: str) -> list[metrics.Summary]:
@@ -243,10 +243,10 @@ def _fits(world: World) -> None:
     """
     c, tok = world.config, world.tok
     chunk = {"memory.periods[0] / row_length": c.memory.periods[0] // c.row_length}
-    trial = {"rem.learn.batch_rows": c.rem.learn.batch_rows, "rem.trials.at_once": c.rem.trials.at_once}
-    world.partitioner.check_rows(c.rows() | chunk | (trial if c.dreams_on else {}))
+    world.partitioner.check_rows(c.rows() | chunk)
     if "judge" in (c.sleep.imitate.semantic, c.rem.grader):
         imitate.yes_and_no(tok)
+        imitate.Judge.room_of(tok, c.model.max_len)
     encoding.encode(tok, world.stream.skills, c.row_length)
     for experience in (world.stream.birth, *world.stream.days):
         finetune.documents(world, experience.train)

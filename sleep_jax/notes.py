@@ -147,7 +147,7 @@ def contexts(who: Sleeper, texts: Sequence[str], config: Config) -> list[str]:
             whole.append(f"{heading} {text}".strip())
             heading = ""
     whole += [heading] if heading else []
-    return [part for text in whole for part in _cut(text, fits, CUTS)]
+    return [part.strip() for text in whole for part in _cut(text, fits, CUTS) if part.strip()]
 
 
 def _cut(text: str, fits: Callable[[str], bool], where: Sequence[re.Pattern]) -> list[str]:
@@ -167,4 +167,4 @@ def _cut(text: str, fits: Callable[[str], bool], where: Sequence[re.Pattern]) ->
             parts[-1] += piece
         else:
             parts += _cut(piece, fits, where[1:])
-    return [part.strip() for part in parts if part.strip()]
+    return parts

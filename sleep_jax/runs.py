@@ -69,8 +69,10 @@ class Run:
         self.answers = [
             self._lines(f"answers/{p.name}") for p in sorted(self.path.glob("answers/[0-9]*.jsonl"))
         ]
-        self.trials = {name: lines for name, lines in dreams.items() if lines and "role" in lines[0]}
-        self.dreams = {name: lines for name, lines in dreams.items() if name not in self.trials}
+        tried = {name: lines for name, lines in dreams.items() if lines and "role" in lines[0]}
+        self.dreams = {name: lines for name, lines in dreams.items() if name not in tried}
+        # What is dreamt again to be asked is in the night's dreams, with the answers.
+        self.trials = {name: lines for name, lines in tried.items() if not name.endswith("-recount")}
         folders = [part for part in pathlib.Path(self.name).parts if not re.fullmatch(r"seed\d+|\.", part)]
         seeds = re.findall(r"seed(\d+)", self.name)
         self.method = str(

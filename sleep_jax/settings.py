@@ -228,7 +228,7 @@ class Config:
             "sleep.recall.answer_max_new": self.sleep.recall.answer_max_new,
             "sleep.imitate.max_new": self.sleep.imitate.max_new,
         }
-        if self.dreams_on or self.wake.notes:
+        if self.study != "life" or "sleep_rem" in self.method or self.wake.notes:
             longest["rem.max_new"] = self.rem.max_new
         for key, new in longest.items():
             if new >= self.model.max_len:
@@ -256,18 +256,14 @@ class Config:
     def model_of(self, words: int) -> ModelConfig:
         """The model with a tokenizer of so many words.
 
-        A checkpoint may have rows for more than it has, and gets some to spare where they would not divide
-        over mesh.model: nobody can change how many words it has.
+        A checkpoint may have rows for more than it has. A large one that must grow does so to a multiple of
+        64, which divides over a mesh: nobody can choose how many words it has.
         """
         if self.model.checkpoint:
-            words = max(words, self.model.vocab_size)
-            words += -words % max(self.mesh.model, 1)
+            rows = self.model.vocab_size
+            spare = -words % 64 if words > rows > 4096 else 0
+            words = max(words + spare, rows)
         return dataclasses.replace(self.model, vocab_size=words)
-
-    @property
-    def dreams_on(self) -> bool:
-        """Whether there is a stage 2, of a night or of a study."""
-        return self.study != "life" or "sleep_rem" in self.method
 
     def rows(self) -> dict[str, int]:
         """Rows of every batch that an optimiser step takes, by the keys that say so."""

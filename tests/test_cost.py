@@ -139,27 +139,29 @@ def test_what_does_not_fit_is_refused_with_what_to_lower(monkeypatch, capsys):
     cost.tell(DREAMING, SIZES)
     assert capsys.readouterr().out == "dreaming takes 4 GB of the 4 GB of each device\n"
     monkeypatch.setattr(cost, "room", lambda: 4 * 10**9 - 1)
-    refused = "3 GB for parameters.*1 GB while it runs.*the latter lower sleep.recall.batch_size; .*mesh.fsdp"
+    refused = (
+        "3 GB for parameters.*1 GB while it runs.*while it runs, lower sleep.recall.batch_size; .*mesh.fsdp"
+    )
     with pytest.raises(ValueError, match=refused):
         cost.tell(DREAMING, SIZES)
 
 
 def test_what_lies_on_the_device_beside_the_arguments_counts(monkeypatch):
-    monkeypatch.setattr(cost, "lying", lambda: SIZES["argument"] + 10**9)
+    monkeypatch.setattr(cost, "held", lambda: SIZES["argument"] + 10**9)
     monkeypatch.setattr(cost, "room", lambda: 5 * 10**9)
     cost.tell(DREAMING, SIZES)
     monkeypatch.setattr(cost, "room", lambda: 5 * 10**9 - 1)
-    with pytest.raises(ValueError, match="1 GB more lies there already"):
+    with pytest.raises(ValueError, match="1 GB of other things lie there"):
         cost.tell(DREAMING, SIZES)
 
 
 def test_what_lies_on_a_device_is_its_share_of_every_array():
     gc.collect()
-    before, mesh = cost.lying(), jax.make_mesh((8,), ("x",))
+    before, mesh = cost.held(), jax.make_mesh((8,), ("x",))
     kept = jax.device_put(np.zeros((8, 1 << 20), np.uint8), NamedSharding(mesh, PartitionSpec("x")))
-    assert cost.lying() - before == 1 << 20
+    assert cost.held() - before == 1 << 20
     kept.delete()
-    assert cost.lying() == before
+    assert cost.held() == before
 
 
 def test_a_kind_is_told_of_once_and_again_where_it_doubles(monkeypatch, capsys):

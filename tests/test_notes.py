@@ -105,7 +105,7 @@ def test_contexts_fit_and_nothing_is_lost(who):
     long = "Ada was born in Oslo. " + " ".join(f"Bo was {i}" for i in range(9)) + ". Ada works."
     texts = ["The heading", *TEXTS, long, "The end"]
     found = notes.contexts(who, texts, CONFIG)
-    assert "".join(found).replace(" ", "") == "".join(texts).replace(" ", "")
+    assert " ".join(found).split() == " ".join(texts).split()
     assert all(len(tok.encode(" " + text)) + 2 <= room for text in found)
     assert found[0].startswith("The heading Ada was born"), "a heading goes with what it heads"
     assert any(text.endswith(".") for text in found) and found[-1].endswith("The end")

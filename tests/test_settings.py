@@ -121,12 +121,13 @@ def test_settings_that_disagree_are_named_with_both_values(values, said):
         settings.load(values)
 
 
-def test_rows_of_a_checkpoint_divide_over_the_mesh():
-    values = {"model": {"checkpoint": "x", "vocab_size": 100}, "mesh": {"model": 4}}
-    rows = [settings.load(values).model_of(words).vocab_size for words in (90, 100, 101)]
-    assert rows == [100, 100, 104]
-    values = {"model": {"vocab_size": 100}, "mesh": {"model": 4}}
-    assert settings.load(values).model_of(90).vocab_size == 90, "of one that is born here it can be chosen"
+@pytest.mark.parametrize(
+    "rows, words, wanted", [(49_152, 49_157, 49_216), (49_152, 300, 49_152), (512, 516, 516)]
+)
+def test_a_large_vocabulary_grows_to_what_divides_over_a_mesh(rows, words, wanted):
+    c = settings.load({"model": {"checkpoint": "x", "vocab_size": rows}})
+    assert c.model_of(words).vocab_size == wanted
+    assert settings.load({"model": {"vocab_size": rows}}).model_of(words).vocab_size == words
 
 
 def nested(key, value):

@@ -97,10 +97,13 @@ def load(config: StreamConfig) -> Stream:
     return Stream(merge("birth", experiences[:1]), tuple(experiences[1:]))
 
 
-def _order(path: pathlib.Path) -> list[tuple[str, int, str]]:
-    """Where a path comes among others: by text and numbers in turn, and by itself where these are alike."""
-    pieces = re.findall(r"(\D*)(\d*)", str(path))
-    return [(words, int(number or -1), number) for words, number in pieces]
+def _order(path: pathlib.Path) -> tuple:
+    """Where a path comes among others: folder by folder, by text and numbers in turn."""
+
+    def pieces(name: str) -> list[tuple[str, int]]:
+        return [(words, int(number or -1)) for words, number in re.findall(r"(\D*)(\d*)", name)]
+
+    return [pieces(name) for name in path.with_suffix("").parts], str(path)
 
 
 def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:

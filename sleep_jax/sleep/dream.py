@@ -360,8 +360,8 @@ def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConf
         return
     tasks = list({d.task.name: d.task for d in able}.values())
     without = _tried(who, start, [(t, ()) for t in tasks], c) if c.reread else None
-    unread = [""] * len(tasks) if without is None else trials.faults(without, start)
-    unread = dict(zip((t.name for t in tasks), unread, strict=True))
+    readers = [""] * len(tasks) if without is None else trials.faults(without, start)
+    readers = dict(zip((t.name for t in tasks), readers, strict=True))
     base = dict(zip((t.name for t in tasks), grades(who, without, tasks, c), strict=True))
     adapters = _tried(who, start, [(d.task, (d,)) for d in able], c)
     faults = trials.faults(adapters, start)
@@ -370,7 +370,7 @@ def attempt(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConf
         without_it, why_not = base[dream.task.name]
         if fault:
             dream.reason = f"its adapter {fault}"
-        elif broken := unread[dream.task.name]:
+        elif broken := readers[dream.task.name]:
             dream.reason = f"the adapter that read its context alone {broken}"
         else:
             dream.reason = why or why_not

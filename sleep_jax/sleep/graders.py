@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sleep_jax import evals
+from sleep_jax import cost, evals
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.sleep.imitate import Judge
 from sleep_jax.types import Memory, Model, Tree
@@ -18,6 +18,7 @@ BY_TEXT: dict[str, Grader] = {
 }
 NAMES = (*BY_TEXT, "judge")
 AT_ONCE = 32  # pairs that a judge reads at once
+GRADING = cost.Kind("grading by a judge", "lower model.max_len, or set rem.grader to another")
 
 
 def make(name: str, model: Model, params: Tree, memory: Memory | None, tok: Tokenizer) -> Grader:
@@ -30,7 +31,7 @@ def make(name: str, model: Model, params: Tree, memory: Memory | None, tok: Toke
         return BY_TEXT[name]
     if name != "judge":
         raise ValueError(f"{name!r} is not a grader; there are {', '.join(NAMES)}")
-    judge = Judge(model, params, tok, memory)
+    judge = Judge(model, params, tok, memory, GRADING)
 
     def grade(answers, expected):
         told = [[tok.encode(" " + text) for text in texts] for texts in (expected, answers)]

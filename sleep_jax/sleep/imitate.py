@@ -130,18 +130,32 @@ class Judge:
 
     template = "Do these two mean the same? First: {a} Second: {b}"
 
-    def __init__(self, model: Model, params: Tree, tok: Tokenizer, memory: Memory | None = None):
+    def __init__(
+        self,
+        model: Model,
+        params: Tree,
+        tok: Tokenizer,
+        memory: Memory | None = None,
+        kind: cost.Kind = MEANING,
+    ):
+        """`memory` None is none; `kind` is what is judged for, which says the keys to lower."""
         self.tok = tok
         self.yes, self.no = yes_and_no(tok)
-        wording = len(tok.encode(" " + self.template.format(a="", b="")))
-        self.room = (model.config.max_len - 2 - wording) // 2  # tokens of each text
-        if self.room < 1:
+        self.room = self.room_of(tok, model.config.max_len)  # tokens of each text
+        self._verdict = functools.partial(_verdict(model, self.yes, self.no), kind, params, memory)
+        self._width = model.config.max_len
+
+    @classmethod
+    def room_of(cls, tok: Tokenizer, max_len: int) -> int:
+        """Tokens that the question leaves to each of two texts; raises as `Judge`."""
+        wording = len(tok.encode(" " + cls.template.format(a="", b="")))
+        room = (max_len - 2 - wording) // 2
+        if room < 1:
             raise ValueError(
                 f"a judge's question takes {wording} tokens and leaves no room for two texts in "
-                f"model.max_len={model.config.max_len}: raise it"
+                f"model.max_len={max_len}: raise it"
             )
-        self._verdict = functools.partial(_verdict(model, self.yes, self.no), MEANING, params, memory)
-        self._width = model.config.max_len
+        return room
 
     def __call__(self, dreams, finished):
         texts = [

@@ -22,7 +22,7 @@ GRADIENTS = cost.Kind(
 )
 
 
-BLOCK = 8  # times `at_once` dreams have their gradients on the host at a time, whole contexts of them
+BLOCK = 8  # times `at_once`: dreams whose gradients are on the host at a time, and the rest of their context
 
 
 class Importance(NamedTuple):

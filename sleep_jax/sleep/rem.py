@@ -155,8 +155,8 @@ def remember(
 
     Each task has an awake instance, the model with an adapter trained on the context and its dreams. It
     supervises the context and the dreams, and answers the questions of `config.recount` more dreams, none of
-    which it was trained on: what an instance knows is more than the words that it learnt it by. They are in
-    dreams/<name>-recount.jsonl. What it answers without the context must be what was dreamt with the context
+    which it was trained on (they are in dreams/<name>-recount.jsonl): what an instance knows is more than the
+    words that it learnt it by. What it answers without the context must be what was dreamt with the context
     at hand, or it is not kept. Earlier
     selves supervise `old`, their own dreams. The same transaction as in stage 1.
     """
@@ -216,7 +216,7 @@ def kept(
     config: DreamConfig,
     key: Array,
     rehearse: Callable[[Memory, list[Slot]], Sequence[tuple[Self, list[Dream]]]] | None = None,
-    keeping: World | None = None,
+    steps: int = 0,
 ) -> Outcome:
     """A night that keeps what was learnt of some tasks: room is made, the past dreamt, and all of it seeded.
 
@@ -225,15 +225,21 @@ def kept(
       params, memory, slots: asleep.
       adapters: the one that every instance begins with, and the dreamer's.
       rehearse: dreams of earlier selves once there is room; None are `rehearsed` ones.
-      keeping: `world` with as many steps as this night takes, where those are not a night's that makes room.
+      steps: most of this night, not of one that makes room; 0 is `sleep.steps`.
     """
     memory, slots, reason = night.make_room(world, name, cycle, params, memory, slots, Variant())
     if reason:
         ended = metrics.Night(cycle, experience, "rolled back", reason, rem=True)
         return Outcome(params, memory, slots, ended)
     old = rehearse(memory, slots) if rehearse else rehearsed(world, params, memory, slots, cycle)
-    world, key = keeping or world, rng.fold(key, 2)
-    return remember(world, name, cycle, params, memory, slots, *adapters, learnt, old, config, key)
+    asleep = world
+    if steps:
+        sleep = dataclasses.replace(world.config.sleep, steps=steps)
+        asleep = dataclasses.replace(world, config=dataclasses.replace(world.config, sleep=sleep))
+    key = rng.fold(key, 2)
+    outcome = remember(asleep, name, cycle, params, memory, slots, *adapters, learnt, old, config, key)
+    world.account = asleep.account  # a night that was taken up again has read its own
+    return outcome
 
 
 def rehearsed(

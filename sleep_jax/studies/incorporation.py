@@ -90,7 +90,6 @@ class Bench:
         """The learner after the `number`-th night that keeps what was learnt, committed or rolled back."""
         cycle = len(self.world.stream.days) + number  # behind the nights that it has lived
         asleep = state.params, state.memory, state.slots
-        keeping = self.asleep(len(learnt))
 
         def rehearse(memory: Memory, slots: list[Slot]) -> Sequence[tuple[Self, list[Dream]]]:
             known = slots == self.grown.slots
@@ -98,23 +97,19 @@ class Bench:
 
         outcome = rem.kept(
             self.world, f"{cycle:03d}-{part}", cycle, part, *asleep, (self.start, self.dreamer), learnt,
-            self.config, key, rehearse, keeping,
+            self.config, key, rehearse, self.steps(len(learnt)),
         )  # fmt: skip
-        self.world.account = keeping.account  # a night that was taken up again has read its own
         self.nights.append(outcome.night)
         return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots)
 
-    def asleep(self, count: int) -> World:
-        """The world in a night that keeps so many passages: with as many steps as that takes."""
-        c = self.world.config
-        steps = c.passages.steps_for_one if count == 1 else c.passages.steps_for_many
-        return dataclasses.replace(
-            self.world, config=dataclasses.replace(c, sleep=dataclasses.replace(c.sleep, steps=steps))
-        )
+    def steps(self, count: int) -> int:
+        """Most steps of a night that keeps so many passages."""
+        c = self.world.config.passages
+        return c.steps_for_one if count == 1 else c.steps_for_many
 
     def fitted(self, params: Tree, memory: Memory, learnt: Sequence[Learnt], seed: int) -> Tree:
         """One scaled adapter for all that was learnt, in the gradient tokens of instances and a night."""
-        c, who = self.asleep(len(learnt)).config, rem.sleeper(self.world, params, memory)
+        c, who = self.world.config, rem.sleeper(self.world, params, memory)
         lessons = [dream.lesson(who, t, ds, self.config.reread) for t, ds in learnt]
         encoded, trial = [e for lesson in lessons for e in lesson], self.config.trials
         rows, _ = packing.pack(encoded, c.row_length)
@@ -125,7 +120,7 @@ class Bench:
             at_a_time = min(trial.batch_rows or own, own) / own
             return trial.steps * at_a_time * sum(len(e.tokens) for e in lesson)
 
-        night = c.sleep.steps * c.sleep.batch_rows * c.row_length
+        night = self.steps(len(learnt)) * c.sleep.batch_rows * c.row_length
         epochs = max(round((sum(map(instance, lessons)) + night) / sum(len(e.tokens) for e in encoded)), 1)
         fit = FitConfig(trial.rank, trial.alpha, epochs, self.config.learn.batch_rows, trial.optim)
         adapter, _ = trials.fit(who.model, fit, params, who.memory, self.start, rows, seed)
@@ -139,10 +134,9 @@ class Bench:
             who.model, who.tok, who.params, who.memory, questions,
             max_new=who.answer_tokens, batch_size=self.world.config.eval_batch, adapter=adapter,
         )  # fmt: skip
-        ends = np.cumsum([len(t.questions) for t in tasks])
-        said = [answers[end - len(t.questions) : end] for t, end in zip(tasks, ends, strict=True)]
         grade = graders.make(self.config.grader, judge.model, judge.params, judge.memory, judge.tok)
-        return [hits.tolist() for hits, _ in dream.graded(said, tasks, grade)]
+        hits = np.asarray(grade(answers, [q.answer for q in questions]), float)
+        return [part.tolist() for part in np.split(hits, np.cumsum([len(t.questions) for t in tasks])[:-1])]
 
     def elsewhere(self, state: State, adapter: Tree | None = None) -> list[float]:
         """Accuracy on what was known before any passage: birth, and each day lived."""
@@ -160,7 +154,11 @@ def single(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     if not arm.keep:
         who = rem.sleeper(bench.world, state.params, state.memory)
         adapters = dream.instances(who, bench.start, learnt, bench.config)
-        return {"hits": [h.tolist() for h, _ in dream.grades(who, adapters, tasks, bench.config)]}
+        found = dream.grades(who, adapters, tasks, bench.config)
+        for task, (_, why) in zip(tasks, found, strict=True):
+            if why:
+                raise FloatingPointError(f"{task.name}: {why}")
+        return {"hits": [hits.tolist() for hits, _ in found]}
     hits = []
     for i, one in enumerate(learnt):
         after = bench.remembered("single", 1 + i, state, [one], rng.fold(key, 3 + i))

@@ -250,7 +250,7 @@ def nightly(tiny, grown, tmp_path, monkeypatch):
     params, memory = grown(model)
     config = dataclasses.replace(CONFIG, lines=2, questions=2, tasks=3)
     world = types.SimpleNamespace(
-        model=model, tok=None, seed=0, workdir=tmp_path, writer=Lines(),
+        model=model, tok=None, seed=0, workdir=tmp_path, writer=Lines(), account=None,
         config=types.SimpleNamespace(row_length=24, answer_tokens=8),
     )  # fmt: skip
 
