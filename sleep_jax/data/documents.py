@@ -103,7 +103,8 @@ def _order(path: pathlib.Path) -> tuple:
     def pieces(name: str) -> list[tuple[str, int]]:
         return [(words, int(number or -1)) for words, number in re.findall(r"(\D*)(\d*)", name)]
 
-    return [pieces(name) for name in path.with_suffix("").parts], str(path)
+    named = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+    return [pieces(name) for name in named.parts], str(path)
 
 
 def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:

@@ -188,7 +188,17 @@ def test_numbers_in_names_count_as_numbers_and_what_is_hidden_is_left_alone(tmp_
         write(tmp_path / name / "a.md", 2)
         write(tmp_path / name / ".trash" / "b.md", 9)
         (tmp_path / name / ".trash" / "questions.jsonl").write_text("?")
-    names = ["a/x.md", "a1/x.md", "a2/x.md", "notes.md", "notes2.md", "notes2.txt", "notes10.md"]
+    names = [
+        "2026.11.9",
+        "2026.11.10",
+        "a/x.md",
+        "a1/x.md",
+        "a2/x.md",
+        "notes.md",
+        "notes2.md",
+        "notes2.txt",
+        "notes10.md",
+    ]
     assert [str(p) for p in sorted(map(pathlib.Path, reversed(names)), key=documents._order)] == names
     write(tmp_path / ".git" / "c.md", 9)
     (tmp_path / ".git" / "index.bin").write_bytes(b"\0")
