@@ -89,7 +89,7 @@ def with_notes(
     config: Config, seed: int, folder: pathlib.Path, material: stream.Stream, newborn: "Newborn"
 ) -> stream.Stream:
     """The stream with the notes that the newborn takes of its days, see `notes`; raises as it does."""
-    model = build(config.model_of(newborn.tok.vocab_size), config.memory, eos=newborn.tok.eos)
+    model = build(config.model.holding(newborn.tok.vocab_size), config.memory, eos=newborn.tok.eos)
     who = notes.reader(model, newborn.tok, newborn.params, material.skills, config)
     material, said = notes.taken(who, folder, material, config, seed)
     for line in said:
@@ -131,7 +131,7 @@ def world_of(
         workdir=workdir,
         stream=material,
         tok=tok,
-        model=build(config.model_of(tok.vocab_size), config.memory, eos=tok.eos),
+        model=build(config.model.holding(tok.vocab_size), config.memory, eos=tok.eos),
         partitioner=Partitioner(config.mesh),
         writer=None if read_only else metrics.MetricsWriter(workdir, phases.position(workdir)),
         account=Account(),

@@ -36,7 +36,7 @@ def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
     else:
         ids = [tok.bos, *(tok.encode(" " + prompt) if prompt else ())]
     c = pretrained.shape(dataclasses.replace(config.model, max_len=len(ids) + sampling.max_new))
-    c = dataclasses.replace(config, model=c).model_of(tok.vocab_size)
+    c = c.holding(tok.vocab_size)
     model = build(c, config.memory, eos=tok.eos)
     stops = pretrained.find(c.checkpoint).fields.get("eos_token_id")  # a Gemma ends its turn with another
     stops = {*stops} if isinstance(stops, list) else {stops}

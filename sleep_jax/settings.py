@@ -253,18 +253,6 @@ class Config:
                 "raise the other"
             )
 
-    def model_of(self, words: int) -> ModelConfig:
-        """The model with a tokenizer of so many words.
-
-        A checkpoint may have rows for more than it has. A large one that must grow does so to a multiple of
-        64, which divides over a mesh: nobody can choose how many words it has.
-        """
-        if self.model.checkpoint:
-            rows = self.model.vocab_size
-            spare = -words % 64 if words > rows > 4096 else 0
-            words = max(words + spare, rows)
-        return dataclasses.replace(self.model, vocab_size=words)
-
     def rows(self) -> dict[str, int]:
         """Rows of every batch that an optimiser step takes, by the keys that say so."""
         rows = {f"{k}.batch_rows": getattr(self, k).batch_rows for k in ("birth", "sleep", "baseline")}

@@ -89,7 +89,7 @@ def read(workdir: str | pathlib.Path) -> Standing:
         meta=checkpoint.metas(workdir)[len(names) - 1],  # boundaries come first, rolling checkpoints after
         config=config,
         tok=tok,
-        model=build(config.model_of(tok.vocab_size), config.memory, eos=tok.eos),
+        model=build(config.model.holding(tok.vocab_size), config.memory, eos=tok.eos),
     )
 
 

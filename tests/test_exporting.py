@@ -31,7 +31,7 @@ def life(tmp_path, grown):
     def make(fast=1.0, method="sleep", **settings):
         config = lives.config(model={"layers": 2, "max_len": 64, **settings})
         tok = Tokenizer.train(TEXTS, 300)
-        model = build(config.model_of(tok.vocab_size), config.memory, eos=tok.eos)
+        model = build(config.model.holding(tok.vocab_size), config.memory, eos=tok.eos)
         params, memory = grown(model)
         memory = memory_lib.with_active(memory, np.array([[True, False, True]]))
         memory = dataclasses.replace(memory, fast=jax.tree.map(lambda x: fast * x, memory.fast))

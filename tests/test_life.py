@@ -34,11 +34,7 @@ def quickly(compiled):
         yield
 
 
-REM_KILLS = [
-    ["boundary", "001-sleep"],
-    ["line", "rem", 1, 3],
-    ["write", "001-rem-000000004"],
-]
+REM_KILLS = [["line", "rem", 1, 3], ["write", "001-rem-000000004"]]
 
 
 def killed(kills, workdir, born, compiled, method):

@@ -126,8 +126,8 @@ def test_settings_that_disagree_are_named_with_both_values(values, said):
 )
 def test_a_large_vocabulary_grows_to_what_divides_over_a_mesh(rows, words, wanted):
     c = settings.load({"model": {"checkpoint": "x", "vocab_size": rows}})
-    assert c.model_of(words).vocab_size == wanted
-    assert settings.load({"model": {"vocab_size": rows}}).model_of(words).vocab_size == words
+    assert c.model.holding(words).vocab_size == wanted
+    assert settings.load({"model": {"vocab_size": rows}}).model.holding(words).vocab_size == words
 
 
 def nested(key, value):

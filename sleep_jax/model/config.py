@@ -91,6 +91,18 @@ class ModelConfig:
             if not _floating(getattr(self, key)):
                 raise ValueError(f"model.{key}={getattr(self, key)!r} is not a floating-point type")
 
+    def holding(self, words: int) -> "ModelConfig":
+        """The same model with a tokenizer of so many words.
+
+        A checkpoint may have rows for more than it has. A large one that must grow does so to a multiple of
+        64, which divides over a mesh: nobody can choose how many words it has.
+        """
+        if self.checkpoint:
+            rows = self.vocab_size
+            spare = -words % 64 if words > rows > 4096 else 0
+            words = max(words + spare, rows)
+        return dataclasses.replace(self, vocab_size=words)
+
 
 def _floating(name: str) -> bool:
     try:

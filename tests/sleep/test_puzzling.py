@@ -91,7 +91,7 @@ def test_what_a_context_would_be_helped_by_is_its_answers_not_its_prompts(who, m
     seen = []
 
     def importance(*args):
-        seen.append(args[-1].weights_BT.sum())
+        seen.append(args[-2].weights_BT.sum())
         return real(*args)
 
     real = dream.importance
