@@ -19,6 +19,8 @@ n = 200, 5 dreams a passage), for a checkpoint that can read them:
 are reasoned, and an answer is right that contains the expected one, where the papers ask GPT-4.1.
 Dreams are questions and statements to complete alike: of questions alone the router learnt to stay closed on
 statements (valid, seed 0, 8 passages at once: 81 % of the questions, 50 % of the statements).
+Ablations, fifty at once, seed 0: without selection 4.2 +- 1.3 points less, without grounding 6.5 +- 1.7, with
+the random expert, which the paper has and this study leaves out, 2.0 +- 1.7, without dreams 88.8.
 Budgets: arms dream and try alike; at n = 1 and in edits an adapter has the steps of a trial, Sleep those and
 a night; at n = 50 the adapter has as many gradient tokens as instances and night together.
 Number: test, mean of three seeds and its standard error: one passage Sleep 95.8 +- 2.8 %, SEAL 93.7 +- 1.6;
