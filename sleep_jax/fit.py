@@ -19,12 +19,10 @@ from sleep_jax.types import Model, Tree
 
 # By the first word of a phase, the key to lower when its loss is not finite, and what a step is made of.
 NIGHTS = "sleep", "rem", "single", "continued", "edits", "puzzles"
-RATES = {"birth": "birth.optim.lr", "wake": "wake.lr", "train": "baseline.optim.lr"}
-RATES |= dict.fromkeys(NIGHTS, "sleep.optim.lr")
-ROWS = {"birth": "birth.batch_rows", "train": "baseline.batch_rows"} | dict.fromkeys(
-    NIGHTS, "sleep.batch_rows"
-)
-ROWS = {phase: f"{key}, or raise micro_batches" for phase, key in ROWS.items()} | {"wake": "memory.periods"}
+GROUPS = {"birth": "birth", "train": "baseline"} | dict.fromkeys(NIGHTS, "sleep")
+RATES = {"wake": "wake.lr"} | {phase: f"{key}.optim.lr" for phase, key in GROUPS.items()}
+ROWS = {"wake": "memory.periods"}
+ROWS |= {phase: f"{key}.batch_rows, or raise micro_batches" for phase, key in GROUPS.items()}
 
 
 @dataclasses.dataclass

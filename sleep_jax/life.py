@@ -175,14 +175,12 @@ def birth(config: Config, seed: int, workdir: pathlib.Path, material: stream.Str
         return _born(world, phases.load(world, BIRTH, like).params)
 
     def train(state: State) -> State:
-        place = world.partitioner
+        place, key = world.partitioner, rng.stream(seed, "birth/anchor")
         if source:
             params = pretrained.params(source, place.abstract(like.params))
+            _set_anchor(world, params, key, untouched=True)
         else:
             params = place.made(world.model.init, first)
-        key = rng.stream(seed, "birth/anchor")
-        if source:
-            _set_anchor(world, params, key, untouched=True)
         if not config.birth.epochs:
             return dataclasses.replace(state, params=params)
         shown = list(material.skills)

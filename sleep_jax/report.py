@@ -216,7 +216,9 @@ def _lost(runs: Sequence[Run], labels: Labels) -> Html:
                 off.append(further.get("outcome") == "rolled back")
         heads = ["night", "experience", "awake", "recalled", "student", "after", "largest leak", "new before",
                  "old before", "old after", "outcome"]  # fmt: skip
-        tables.append((labels[run.name], counted(len(rows), "night"), table("ntnnnntnnnw", heads, rows, off)))
+        tables.append(
+            (labels[run.name], counted(len(run.links), "night"), table("ntnnnntnnnw", heads, rows, off))
+        )
     return join([
         el("p", "Of the day's probes: what the awake self knew, how evenly their answers came up in its "
            "dreams, what the student knows with its new slot forced on, and what is left when the router "

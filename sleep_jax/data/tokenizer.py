@@ -28,7 +28,6 @@ class Tokenizer:
       vocab_size: one more than the highest id.
       pad, bos, eos, ans, recall, say: ids of the special tokens; bos and eos may be one.
       appended: how many of these `inner` lacked.
-      learnt: one more than the highest id that is no added token; of these a checkpoint must have rows.
       names: what they are called in the vocabulary.
       chat_template: Jinja template of a checkpoint's own dialogues, or "".
     """
@@ -56,9 +55,13 @@ class Tokenizer:
         inner.no_padding()
         self._inner = inner
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
-        self.learnt: int = max(inner.get_vocab(with_added_tokens=False).values(), default=-1) + 1
         ids = [inner.token_to_id(self.names[kind]) for kind in KINDS]
         self.pad, self.bos, self.eos, self.ans, self.recall, self.say = ids
+
+    @property
+    def learnt(self) -> int:
+        """One more than the highest id that is no added token: of these a checkpoint must have rows."""
+        return max(self._inner.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":

@@ -170,7 +170,7 @@ def _read_ropes(fields: dict[str, Any], local: bool, windows: bool, where: str) 
         raise ValueError(f"{where} has rope_parameters and rope_scaling: one of them must go")
     said, near = ({"rope_theta": fields.pop(key, None)} for key in ("rope_theta", "rope_local_base_freq"))
     if not local:
-        return _read_rope(said | (new or old or {}), where)
+        return _read_rope(said | (new or old), where)
     parts = new or {LAYER_TYPES[0]: old}
     if parts.keys() - set(LAYER_TYPES) or not all(isinstance(x, Mapping | None) for x in parts.values()):
         raise ValueError(f"{where}: rope_parameters={new} must have an entry for each of {LAYER_TYPES}")

@@ -157,8 +157,8 @@ def remember(
     supervises the context and the dreams, and answers the questions of `config.recount` more dreams, none of
     which it was trained on (they are in dreams/<name>-recount.jsonl): what an instance knows is more than the
     words that it learnt it by. What it answers without the context must be what was dreamt with the context
-    at hand, or it is not kept. Earlier
-    selves supervise `old`, their own dreams. The same transaction as in stage 1.
+    at hand, or it is not kept. Earlier selves supervise `old`, their own dreams. The same transaction as in
+    stage 1.
     """
     who = sleeper(world, params, memory)
     try:

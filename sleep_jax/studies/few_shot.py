@@ -136,7 +136,7 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Puzzle], given: S
         solved = [bool(hits.mean() == 1) for hits, _ in dream.grades(who, None, held_out, config)]
         in_context = dict(zip((t.name for t in held_out), solved, strict=True))
         made: list[Dreamt] = []
-        if arm.read and held_out:
+        if arm.read:
             drawn = rng.fold(key, 4)
             made = _regimens(who, arm, state.extra["dreamer"], held_out, world, start, config, drawn)
             dream.attempt(who, start, made, config)
@@ -211,17 +211,14 @@ def _kept(
 ) -> State:
     """The learner after a night that keeps an instance of every puzzle that had a rewarded regimen."""
     cycle = len(world.stream.days) + 1
-    best: dict[str, Dreamt] = {}
-    for one in rounds:
-        for d in dream.rewarded(one.dreams, config):
-            if d.task.name not in best or d.after > best[d.task.name].after:
-                best[d.task.name] = d
+    one_each = dataclasses.replace(config, best_of_n=True)
+    best = dream.rewarded([d for one in rounds for d in one.dreams], one_each)
     if not best:  # no room is made, and nothing merged, for nothing
         reason = "no regimen was rewarded: there is nothing to keep"
         return dataclasses.replace(
             state, nights=[metrics.Night(cycle, "puzzles", "rolled back", reason, rem=True)]
         )
-    learnt = [(d.task, (d,)) for d in best.values()]
+    learnt = [(d.task, (d,)) for d in best]
     outcome = rem.kept(
         world, f"{cycle:03d}-puzzles", cycle, "puzzles", state.params, state.memory, state.slots,
         (start, None), learnt, config, key,

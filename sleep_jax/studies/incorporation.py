@@ -53,6 +53,7 @@ class Bench:
       config: of dreaming, as the arm has it.
       grown: the learner before any passage, the same for every arm.
       old: dreams of its earlier selves, which a night of this arm rehearses; with later slots there are more.
+      grade: how answers are graded; a judge is the learner before any passage, whatever it has become.
       start: the adapter that every trial begins with.
       dreamer: adapter that has learnt to dream; None is the learner as it is.
       nights: how those of the part ended.
@@ -63,6 +64,7 @@ class Bench:
     config: DreamConfig
     grown: State
     old: Sequence[tuple[Self, list[Dream]]]
+    grade: graders.Grader
     start: Tree
     dreamer: Tree | None
     nights: list[metrics.Night] = dataclasses.field(default_factory=list)
@@ -127,15 +129,14 @@ class Bench:
         return lora.scaled(adapter, trial.scale)
 
     def knows(self, state: State, tasks: Sequence[Task], adapter: Tree | None = None) -> list[list[float]]:
-        """The grade of every question of every task; a judge is who the learner was before any passage."""
+        """The grade of every question of every task."""
         questions = [q for t in tasks for q in t.questions]
-        who, judge = (rem.sleeper(self.world, s.params, s.memory) for s in (state, self.grown))
+        who = rem.sleeper(self.world, state.params, state.memory)
         answers = rollout.answer(
             who.model, who.tok, who.params, who.memory, questions,
             max_new=who.answer_tokens, batch_size=self.world.config.eval_batch, adapter=adapter,
         )  # fmt: skip
-        grade = graders.make(self.config.grader, judge.model, judge.params, judge.memory, judge.tok)
-        hits = np.asarray(grade(answers, [q.answer for q in questions]), float)
+        hits = np.asarray(self.grade(answers, [q.answer for q in questions]), float)
         return [part.tolist() for part in np.split(hits, np.cumsum([len(t.questions) for t in tasks])[:-1])]
 
     def elsewhere(self, state: State, adapter: Tree | None = None) -> list[float]:
@@ -284,7 +285,9 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
     if arm.dream and arm.learn:
         state = phases.phase(world, "000-dreamer", state, taught)
     old = rem.rehearsed(world, grown.params, grown.memory, grown.slots, 0) if arm.keep else []
-    bench = Bench(world, arm, config, grown, old, start, state.extra["dreamer"])
+    who = rem.sleeper(world, grown.params, grown.memory)
+    grade = graders.make(config.grader, who.model, who.params, who.memory, who.tok)
+    bench = Bench(world, arm, config, grown, old, grade, start, state.extra["dreamer"])
     for i, (name, part) in enumerate(PARTS.items()):
 
         def done(state: State, i: int = i, name: str = name, part: Part = part) -> State:
