@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c.vocab_size = 1024  # tokens, upper bound for a tokenizer trained at birth
     c.row_length = 64  # tokens per packed row
     c.answer_tokens = 16  # tokens, longest answer
-    c.eval_batch = 256  # questions answered at once
+    c.eval_batch = 256  # questions answered at once; a quarter as many rows are scored at once
     c.micro_batches = 1  # parts that training batches are split in, one after another: memory for time
     c.checkpoint_every = 96  # steps between rolling checkpoints
     c.log_every = 10  # steps between lines of metrics
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     s.people_at_birth = 24  # biographies, stories
     s.people_per_day = 8  # biographies, stories
     s.attributes = 4  # biographies, stories: facts per person
-    s.strangers = 0  # biographies, stories, puzzles: how many more at birth in whom dreaming is shown
+    s.strangers = 0  # biographies, stories, puzzles: how many more there are at birth, with dreams of each
     s.puzzles = 0  # puzzles: solved at birth
     s.families = ("recolour", "keep", "frame", "shift")  # puzzles: of rules known at birth
     s.sides = (3, 6)  # puzzles: least and most rows, and columns, of a grid
@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
 
     c.model = m = ConfigDict()
     # What a life starts from in place of random numbers: a folder as transformers saves it (Llama 3, SmolLM2,
-    # Qwen 2.5, Qwen 3, Gemma 3), one of llama2.c, or a name on the hub such as "Qwen/Qwen3-0.6B". Its
+    # Qwen 2.5, Qwen 3, Gemma 3), a .bin of llama2.c, or a name on the hub such as "Qwen/Qwen3-0.6B". Its
     # config.json then sets all keys below, those that name a family among them, but max_len, compute_dtype,
     # remat, unroll and logit_chunk (64 in place of 0 where it has more than 16,384 words), and the tokenizer
     # is its own. Parameters keep the type of its files unless param_dtype is other than float32.
@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
 
     c.birth = b = ConfigDict()
     b.checkpoint = ""  # folder birth/ of an earlier run to start from, in place of training
-    b.epochs = 10  # passes over the birth documents; 0, behind model.checkpoint alone, takes it as it is
+    b.epochs = 10  # passes over the birth documents; 0 takes model.checkpoint as it is
     b.batch_rows = 16  # rows per step
     b.blanks = 0.0  # share of the prompts' tokens that are blanked, others in every epoch
     b.prompt_weight = 1.0  # weight of predicting a prompt's tokens
@@ -135,7 +135,7 @@ def get_config() -> ConfigDict:
     n.blanks = 0.0  # share of dreamt prompts' tokens blanked for the student alone
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
-    n.held_out = 0.08  # share of the dreams
+    n.held_out = 0.08  # share of the dreams kept for stopping early and for judging the night
     n.validate_every = 50  # steps between looks at held-out dreams
     n.patience = 4  # looks without improvement before stopping
     n.margin = 0.2  # agreement on held-out old dreams that a night may lose before it is rolled back
@@ -158,13 +158,13 @@ def get_config() -> ConfigDict:
     r.rounds = 4  # most rounds of sampling
     r.surplus = 1.5  # dreams sampled per dream wanted
     r.batch_size = 256  # dreams sampled at once
-    r.answer_max_new = 16  # tokens of an answer, when a dream is checked
+    r.answer_max_new = 16  # tokens of an answer, of a dream that is checked or of the day's questions
     r.per_answer = 3.0  # most dreams of one answer, in even shares
 
     n.imitate = i = ConfigDict()
     i.gamma = 0.5  # weight of the semantic reward
     i.z0 = 8  # tokens, largest edit distance that is rewarded
-    i.semantic = "answer"  # "answer", "hidden" or "judge"
+    i.semantic = "answer"  # same "answer", close "hidden" states of the newborn, or the newborn as "judge"
     i.threshold = 0.9  # "hidden": cosine
     i.width = 48  # tokens, longest dream that is practised on
     i.prompts = 2  # dreams finished per step
@@ -185,7 +185,7 @@ def get_config() -> ConfigDict:
     g.max_new = 96  # tokens of a dream
     g.random_expert = True  # each router opens one random active expert more
     g.common = 0.0  # a line of a dream may use the words of its context, and those that at least this share
-    # of the dreams shown at birth use; others are struck out. 0 asks of no word where it is from
+    # of the dreams shown at birth use; a line with any other is struck out. 0 strikes none
     g.batch_size = 64  # dreams sampled at once
     g.score = "norm"  # how dreams rank: "norm" of their gradient, its "cosine" with that of the context,
     # or "greedy" by what each adds to the others

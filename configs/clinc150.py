@@ -14,7 +14,7 @@ With practice (on-policy part and imitation): --config.sleep.seed.alpha=0.95 --c
 Choosing settings: --config.stream.probes=valid, never the test split.
 Number: of all 150 intents after five nights, seeds 0 to 2, 80.9 +- 0.2 % with the day at hand and 80.6 +-
 0.4 % with dreams only (birth 89.9 -> 82.8 % in both); generative replay 78.2 +- 1.3 and 71.5 +- 0.6 %
-(birth 72.1 and 61.8 %), sequential 9.0 +- 0.1 %; the README says at which commit.
+(birth 72.1 and 61.8 %), sequential 9.0 +- 0.1 %; RESULTS.md says at which commit.
 """
 
 from configs import base

@@ -12,10 +12,11 @@ Cost: on one CPU core a birth of 5 minutes, then SEAL 13, Sleep 15, the others t
 Command: python -m launch.main --config=configs/few_shot_arc.py --workdir=runs/few_shot
 Ablations: --config.method=sleep,sleep_no_selection,sleep_no_random_expert,sleep_no_consolidation
 Choosing settings: --config.stream.probes=valid, never the test split.
-ARC itself, in SEAL's subset, for a checkpoint that reads grids (bytes of this tokenizer; the longest of the
-eight puzzles takes 2,466 and its answer 271): --config.puzzles.source=arc --config.data_dir=../shared/data
---config.birth.checkpoint=FOLDER --config.model.max_len=4096 --config.row_length=3072
---config.memory.periods=3072 --config.answer_tokens=280 --config.sleep.recall.answer_max_new=280
+ARC itself (ARC-AGI-1 as published, in `{data_dir}/arc_agi1/`), in SEAL's subset, for a checkpoint that reads
+grids (bytes of this tokenizer; the longest of the eight puzzles takes 2,466 and its answer 271):
+--config.puzzles.source=arc --config.data_dir=../shared/data --config.birth.checkpoint=FOLDER
+--config.model.max_len=4096 --config.row_length=3072 --config.memory.periods=3072 --config.answer_tokens=280
+--config.sleep.recall.answer_max_new=280
 With the numbers of the paper: --config.rem.per_context=60 --config.rem.top=14
 Number: of 40 trials a seed, test, seeds 0 to 2 of one birth: ttt 0, 0, 0, SEAL 6, 7, 8, Sleep 21, 24, 20;
 what was known at birth 68.8 -> 63.5 +- 2.1 % with Sleep's night.

@@ -1,4 +1,4 @@
-"""Knowledge incorporation: a biography is read once, its questions are asked without it.
+"""Knowledge incorporation: a biography is studied once, its questions are asked without it.
 
 A small model is born with biographies of people, and with being shown how one asks and answers of a text;
 it lives a day, and then takes in passages about people it never met: one alone (n = 1), 50 at once, and eight
@@ -12,8 +12,8 @@ Cost: on one CPU core a birth of 8 to 12 minutes a seed and 4 until the study be
 Command: python -m launch.main --config=configs/knowledge_incorporation.py --workdir=runs/incorporation
 Ablations: --config.method=sleep,sleep_no_selection,sleep_no_grounding,sleep_random_expert,sleep_no_dreaming
 Choosing settings: --config.stream.probes=valid, never the test split.
-Passages of SQuAD in SEAL's format and by the paper's protocol (200 passages with 974 questions, n = 1 and
-n = 200, 5 dreams a passage), for a checkpoint that can read them:
+Passages of SQuAD in SEAL's format (its files in `{data_dir}/seal_squad/`) and by the paper's protocol (200
+passages with 974 questions, n = 1 and n = 200, 5 dreams a passage), for a checkpoint that can read them:
 --config=configs/knowledge_incorporation.py:squad --config.model.checkpoint=Qwen/Qwen2.5-0.5B
 --config.data_dir=../shared/data. It has run to its end with small numbers and stories260K alone; its rates
 are reasoned, and an answer is right that contains the expected one, where the papers ask GPT-4.1.

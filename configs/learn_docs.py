@@ -1,4 +1,4 @@
-"""Your documents: every day of a dated folder is read once, slept on, and asked for without it.
+"""Your documents: every day of a dated folder is read that day, slept on, and asked for without it.
 
 Beside the model's own form of questions and answers, which it learns at birth from invented people, nothing
 is known of the documents. By day they are read, with notes that the model takes while it has each before it;
@@ -7,14 +7,14 @@ and what the model kept back of its notes where there is none. Where a later doc
 later one is right, and the report lists what is answered otherwise since. What it costs elsewhere is the loss
 on Python's manual of itself, every morning.
 
-Without a checkpoint this is a small life that shows that it works: a model of 0.8 M parameters is born here,
+Without a checkpoint this is a small life that shows that it works: a model of 0.7 M parameters is born here,
 and can only read the kind of text that configs/notes/ holds (invented people, the third day corrects the
 first). The settings are those of knowledge_incorporation.py.
 With a checkpoint: --config=configs/learn_docs.py:checkpoint has settings for one of 0.1 to 8 B parameters.
 They have not been measured on a real one, which this was built without.
 
-Claim: what is read once is answered in other words after the night, what was known before stays, and where
-documents contradict each other the later one is answered.
+Claim: what is read on one day is answered in other words after the night, what was known before stays, and
+where documents contradict each other the later one is answered.
 Cost: on one CPU core a birth of 8 to 12 minutes, then 2 to 4 minutes a day and night.
 Command: python -m launch.main --config=configs/learn_docs.py --workdir=runs/notes
 Own documents: python -m launch.main --config=configs/learn_docs.py:checkpoint

@@ -1,7 +1,8 @@
 """A downloaded storyteller learns of new characters, five nights, and goes on telling stories.
 
 The model is Karpathy's stories260K (llama2.c: 260 thousand parameters, 512 words, trained on TinyStories), as
-its files are: `{data_dir}/stories260K`. It is taken as it is: of the 24 characters of birth it reads nothing.
+its files are: a .bin with its tokenizer beside it, --config.model.checkpoint=DIR/stories260K.bin. It is taken
+as it is: of the 24 characters of birth it reads nothing.
 Then eight new ones a day are told of, and asked for in beginnings of stories that stand nowhere in training.
 What that costs it as a storyteller is the loss on stories that the untouched model tells ("general text").
 
@@ -22,7 +23,6 @@ from configs import base
 def get_config():
     c = base.get_config()
     c.method = "sleep,sequential"
-    c.data_dir = "../shared/data"
     c.model.checkpoint = "../shared/data/stories260K/stories260K.bin"
     c.stream.source, c.stream.days = "stories", 5
     c.model.max_len, c.row_length, c.memory.periods = 256, 192, (576,)

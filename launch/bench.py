@@ -426,6 +426,7 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
 
     from launch import bench_dream, bench_peers, bench_real, heap, options
     from sleep_jax import settings
+    from sleep_jax.checkpoint import CheckpointError
 
     SUITES = {  # each with the configuration that it takes if none is given
         "life": (measure, show, "configs/clinc150.py"),
@@ -445,12 +446,9 @@ if __name__ == "__main__":  # The flags need ml_collections, `measure` does not.
             raise app.UsageError(f"what is {argv[1]!r}? Keys are set as --config.KEY=VALUE")
         heap.keep()
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that is not there
-        try:
-            config = settings.load(CONFIG.value.to_dict())
-            run, tell, _ = SUITES[SUITE.value]
-            report = run(config, seconds=SECONDS.value)
-        except ValueError as error:
-            sys.exit(f"ValueError: {error}")
+        run, tell, _ = SUITES[SUITE.value]
+        with options.in_one_line(ValueError, OSError, CheckpointError):
+            report = run(settings.load(CONFIG.value.to_dict()), seconds=SECONDS.value)
         tell(report)
         if JSON.value:
             pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + "\n")

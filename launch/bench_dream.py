@@ -31,6 +31,7 @@ from sleep_jax.sleep.trials import Lesson
 from sleep_jax.types import Batch
 
 COUNTS = (1, 4, 16, 64)
+NO_PEFT = "not compared with PEFT, which is not there: pip install '.[bench]'"
 GOALS = {"loop": 2.0, "peft": 3.0}  # times as many trials a second, at the best count
 
 
@@ -40,14 +41,13 @@ def measure(config: Config, *, seconds: float) -> dict[str, Any]:
     Args:
       seconds: to spend on measuring; every way has at least one turn.
     """
-    model = build(config.model, config.memory, eos=1)
+    shape = config.model.holding(config.vocab_size)
+    model = build(shape, config.memory, eos=1)
     params = model.init(jax.random.key(0))
     everywhere = Partitioner(config.mesh).put(params)
-    start = lora.init(config.model, config.rem.trials.rank, jax.random.key(1))
+    start = lora.init(shape, config.rem.trials.rank, jax.random.key(1))
     most, length = max(COUNTS), config.row_length
-    tokens = (
-        np.random.default_rng(0).integers(3, config.model.vocab_size, (most, 1, length + 1)).astype(np.int32)
-    )
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, (most, 1, length + 1)).astype(np.int32)
     ones = np.ones((most, 1, length), np.int32)
     where = np.broadcast_to(np.arange(length, dtype=np.int32), ones.shape)
     rows = Batch(tokens[..., :-1], tokens[..., 1:], ones.astype(np.float32), ones, where)
@@ -173,8 +173,7 @@ def show(report: dict[str, Any]) -> None:
     peft = report["times_peft"]
     print(
         f"at its best {report['times_loop']:.1f} times the trials of a loop (wanted: {GOALS['loop']:.0f}), "
-        + (f"{peft:.1f} times those of PEFT" if peft else "PEFT not installed: pip install '.[bench]'")
-        + f" (wanted: {GOALS['peft']:.0f})\n"
-        f"MB: arguments, results and temporary buffers of the compiled program; the backbone is "
+        + (f"{peft:.1f} times those of PEFT (wanted: {GOALS['peft']:.0f})" if peft else NO_PEFT)
+        + f"\nMB: arguments, results and temporary buffers of the compiled program; the backbone is "
         f"{report['backbone_bytes'] / 1e6:.1f} of them once, an adapter {report['adapter_bytes'] / 1e6:.2f}"
     )

@@ -1,6 +1,6 @@
 """The same model here and in PyTorch: greedy decoding, and a step of distillation.
 
-python -m launch.bench --suite=peers [--json=FILE] [--seconds=60]
+python -m launch.bench --suite=peers [--json=FILE] [--seconds=30]
 
 A random Llama of `SIZE` is written as transformers saves it and loaded by both. Decoding is that of
 transformers' `generate`. A step of distillation is that of TRL's GKD trainer, off-policy and with forward KL,
@@ -263,9 +263,11 @@ def show(report: dict[str, Any]) -> None:
          f"{GOALS[task] or '–'}"]
         for task, by in report["tokens_per_s"].items()
     ]  # fmt: skip
+    trained = {k: scaled(count) for k, count in report["trained"].items()}
     title = (
         f"{report['devices']} x {report['device']}, {scaled(report['parameters'])} parameters, "
-        f"{report['trained']} of them trained; tokens per second, medians of {report['turns']} turns"
+        f"{trained['here']} of them trained here, {trained['PyTorch']} there; tokens per second, "
+        f"medians of {report['turns']} turns"
     )
     terminal.show([terminal.table(title, ["", "", "here", "PyTorch", "times", "wanted"], rows)])
     print(

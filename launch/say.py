@@ -7,7 +7,7 @@ from absl import app, flags
 
 from launch import options
 
-CONFIG = options.config("configs/base.py", "model.checkpoint, tokenizer, mesh and seed are read")
+CONFIG = options.config("configs/base.py", "of model the checkpoint and dtypes, tokenizer, mesh and seed")
 PROMPT = flags.DEFINE_string("prompt", "", "a text to go on with, or with --chat what the user says")
 CHAT = flags.DEFINE_bool("chat", False, "ask by the checkpoint's own chat template")
 TOKENS = flags.DEFINE_integer("tokens", 256, "most tokens said")

@@ -49,7 +49,10 @@ class AnchorConfig:
 def said(
     model: Model, tok: Tokenizer, params: Tree, count: int, length: int, key: Array, batch_size: int
 ) -> list[str]:
-    """`count` texts of at most `length` tokens that a model says of itself, sampled at temperature 1."""
+    """At most `count` texts of at most `length` tokens that a model says of itself, sampled at temperature 1.
+
+    What is blank or no text at all is left out.
+    """
     opening = np.full((count, 1), tok.bos, np.int32), np.ones(count, np.int32)
     how = Sampling(length - 1)
     out = rollout.generate(model, params, None, opening, key, how, batch_size=batch_size, kind=SAID)

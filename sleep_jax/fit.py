@@ -34,7 +34,8 @@ class Account:
       dreamt: tokens sampled.
       gradient: non-padding tokens that a gradient was taken on.
       flops: of training steps, as `cost.flops` counts them. What is sampled (dreams, practice, answers), what
-        teachers score, looks at what is held out and the Fisher of EWC are not in it.
+        teachers score, looks at what is held out, the Fisher of EWC, trials of dreams and what a dreamer
+        learns from are not in it.
     """
 
     source: int = 0
@@ -50,6 +51,7 @@ class World:
     Attributes:
       workdir: of this life.
       of: what every checkpoint here is of: the method, the seed, and each experience, birth first.
+      writer: None where a birth is given, which is read alone.
       newborn: the backbone as it was at birth, once there is one.
       costs: per compiled step its FLOPs and bytes, for the report.
     """
@@ -61,7 +63,7 @@ class World:
     tok: Tokenizer
     model: Model
     partitioner: Partitioner
-    writer: metrics.MetricsWriter
+    writer: metrics.MetricsWriter | None
     account: Account
     of: Mapping[str, Sequence[str]]
     newborn: Tree = None

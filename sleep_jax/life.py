@@ -53,8 +53,10 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     and shared by the methods. The same command on the same directory resumes.
 
     Raises:
-      ValueError, CheckpointError: what the configuration, the data or the directory make impossible, before
-        anything is lived: the same directory then takes the configuration that is put right.
+      ValueError, CheckpointError, FileNotFoundError, ImportError: what the configuration, the data or the
+        directory make impossible, mostly before anything is lived (the same directory then takes the
+        configuration that is put right); what a program takes of a device is known when it is compiled, and
+        what a day is asked when its notes are taken.
     """
     names = [n.strip() for n in config.method.split(",") if n.strip()]
     chosen = {name: methods.get(name) for name in names}
@@ -240,8 +242,10 @@ def _fits(world: World) -> None:
       ValueError: what is too long, or rows that do not divide over the mesh, with the keys.
     """
     c, tok = world.config, world.tok
-    chunk = {"memory.periods[0] / row_length": c.memory.periods[0] // c.row_length}
-    world.partitioner.check_rows(c.rows() | chunk)
+    rows = c.rows() | {"memory.periods[0] / row_length": c.memory.periods[0] // c.row_length}
+    if c.dreams_on:
+        rows["rem.learn.batch_rows"] = c.rem.learn.batch_rows
+    world.partitioner.check_rows(rows)
     if "judge" in (c.sleep.imitate.semantic, c.rem.grader):
         imitate.yes_and_no(tok)
         imitate.Judge.room_of(tok, c.model.max_len)

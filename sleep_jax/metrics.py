@@ -1,6 +1,7 @@
-"""What a life writes down and shows: metrics, timings, records of the nights, progress, closing table.
+"""What a life writes down: metrics, timings, records of the nights. `report` reads them.
 
-Every file of a work directory that is not a checkpoint is written here and read by `report`:
+The files of a work directory that are neither checkpoints nor what a checkpoint needs (config.json,
+tokenizer.json):
 
     metrics.jsonl   one line a logged step; no wall-clock value ever, so that a resumed life is bit-equal
     timings.jsonl   what took how long, and the most memory so far; only summary.json has seconds too
@@ -9,8 +10,11 @@ Every file of a work directory that is not a checkpoint is written here and read
     retention.csv   accuracy on each experience after each experience
     links.jsonl     `Links`, one line a night
     slots.json      a list of `Slot`
-    memory.json     {step: {flops, bytes: {argument, output, temp}}}
+    memory.json     {step: {flops, xla_flops, bytes: {argument, output, temp, alias}}}
+    answers/000.jsonl       `Answer`, one a line: to every question, on the first morning and after each day
     dreams/night-01.jsonl   `Dream`, one a line; merge-07-1.jsonl where night 7 merged a full level 1
+    dreams/rem-01-round-1.jsonl   `Trial`, one a line; with rem-01.jsonl, the `Dream`s of what was kept
+    anchor.json     in birth/, general text, see `anchor`; beside it notes/ of each day, see `notes`
 """
 
 import contextlib
@@ -34,7 +38,9 @@ from tensorboardX.summary import scalar
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """How a night ended: `outcome` is "committed" or "rolled back", `reason` says why it was rolled back.
+    """How a night ended: `outcome` is "committed" or "rolled back".
+
+    `reason` says why it was rolled back, or what is to be known of one that was committed.
 
     Stage 2 of a night has an entry of its own, with `rem`. A night that is taken out later has one more then,
     with the outcome "forgotten".

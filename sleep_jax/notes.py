@@ -63,8 +63,9 @@ def taken(
             day = _beside(day, *([Example(*e) for e in found[k]] for k in ("read", "kept back")), config)
         if not day.test:
             raise ValueError(
-                f"{day.name}: nothing is asked of it: write a questions.jsonl, or let the learner take "
-                f"notes of it (wake.notes={config.wake.notes}; what became of them is in {folder / name})"
+                f"{day.name}: nothing is asked of it, for no note could be kept back (what became of them is "
+                f"in {folder / name}): write a questions.jsonl beside the documents, and live in another "
+                f"--workdir from this birth, --config.birth.checkpoint={folder.parent / 'birth'}"
             )
         days.append(day)
     return dataclasses.replace(stream, days=tuple(days)), said

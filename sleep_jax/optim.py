@@ -27,8 +27,9 @@ class OptimConfig:
     clip: float = 1.0  # largest global gradient norm
 
     def __post_init__(self):
-        if self.lr <= 0 or self.clip <= 0:
-            raise ValueError(f"lr={self.lr} and clip={self.clip} of an optimiser must be positive")
+        for key in ("lr", "clip"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key)} of an optimiser must be above 0")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps and must be in [0, 1)")
         if not 0 <= self.b2 < 1:

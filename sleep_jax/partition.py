@@ -1,4 +1,4 @@
-"""Devices as a mesh, rules for how arrays are split over it, and the only place that jits a training step.
+"""Devices as a mesh, rules for how arrays are split over it, and where a training step is jitted.
 
 Mesh axes: "data" splits the batch, "fsdp" batch and parameters, "model" heads, hidden units and words.
 """
@@ -112,7 +112,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
     """How the array of this path is split, by the first of `RULES` that its path matches.
 
     Args:
-      path: path of the array, as `trees.paths` gives it.
+      path: path of the array, a key of `trees.named`.
       shape: its shape.
       sizes: number of devices on each mesh axis.
 
@@ -286,12 +286,17 @@ def put_rows(rows: Tree, like: Tree) -> Tree:
     What is sampled or scored row by row is then computed once, not on every device. Rows that do not divide
     are left as they are, and computed everywhere.
     """
-    mesh = _mesh(like)
-    split = mesh and math.prod(mesh.shape[axis] for axis in BATCH)
-    if not split or any(len(x) % split for x in jax.tree.leaves(rows)):
+    mesh, split = _mesh(like), row_split(like)
+    if mesh is None or any(len(x) % split for x in jax.tree.leaves(rows)):
         return rows
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), rows)
+
+
+def row_split(like: Tree) -> int:
+    """Into how many parts `put_rows` splits rows for what `like` lies on; 1 on a single device."""
+    mesh = _mesh(like)
+    return math.prod(mesh.shape[axis] for axis in BATCH) if mesh else 1
 
 
 def fetch(tree: Tree) -> Tree:

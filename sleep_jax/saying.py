@@ -17,8 +17,8 @@ def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
     """How a checkpoint goes on.
 
     Args:
-      config: `model.checkpoint`, `tokenizer`, `mesh` and `seed` are read; its `model.max_len` grows to what
-        is said.
+      config: `model.checkpoint`, its dtypes, `tokenizer`, `mesh` and `seed` are read; its `model.max_len`
+        grows to what is said.
       prompt: a text to go on with, which may be empty; or with `chat` what the user says.
       chat: in the form of the checkpoint's own dialogues.
       sampling: how.

@@ -228,7 +228,7 @@ class Config:
             "sleep.recall.answer_max_new": self.sleep.recall.answer_max_new,
             "sleep.imitate.max_new": self.sleep.imitate.max_new,
         }
-        if self.study != "life" or "sleep_rem" in self.method or self.wake.notes:
+        if self.dreams_on or self.wake.notes:
             longest["rem.max_new"] = self.rem.max_new
         for key, new in longest.items():
             if new >= self.model.max_len:
@@ -261,6 +261,11 @@ class Config:
             rows["sleep.imitate.prompts * sleep.imitate.samples"] = practice.prompts * practice.samples
         return rows
 
+    @property
+    def dreams_on(self) -> bool:
+        """Whether stage 2 is any part of it."""
+        return self.study != "life" or "sleep_rem" in self.method
+
 
 def load(values: Mapping[str, Any]) -> Config:
     """A Config from nested mappings, such as `ConfigDict.to_dict()`; what they leave out keeps its default.
@@ -289,7 +294,9 @@ def _build(default: Any, values: Mapping[str, Any], prefix: str):
     try:
         return dataclasses.replace(default, **fields)
     except ValueError as error:
-        raise ValueError(f"config.{prefix.rstrip('.') or 'root'}: {error}") from error
+        if not prefix or prefix in str(error):  # it names its keys in full
+            raise
+        raise ValueError(f"{prefix.rstrip('.')}: {error}") from error
 
 
 def _value(hint: Any, default: Any, value: Any, key: str) -> Any:

@@ -6,8 +6,9 @@ Dimension key, used as a suffix of array names of rank two and more (``logits_BT
     V vocabulary       D model width           F feed-forward width
     H query heads      J key/value heads       K head size
     N layers           L memory levels         E expert slots per level
-    R low rank         G samples per prompt    M micro-batches      C experiences
-    Q queue of prompts Z states of a grammar
+    R low rank         G samples per prompt    P prompts            C experiences
+    Q queue of prompts Z states of a grammar   I instances (trials), each with an adapter
+    M what stands in a row of its own for the moment, as B T tokens laid out one after the other
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ class Batch:
     """Packed rows of next-token prediction.
 
     Position t of a row reads `tokens_BT[:, t]` and predicts `targets_BT[:, t]`. Tokens attend to earlier
-    tokens of the same segment only; segment 0 is padding. `weights_BT` is 1 where the prediction counts.
+    tokens of the same segment only; segment 0 is padding. `weights_BT` is what each prediction weighs, 0
+    where it does not count.
     """
 
     tokens_BT: Array
@@ -153,9 +155,10 @@ class Model(NamedTuple):
       init_memory: `init_memory(key) -> Memory` with zero deltas and every slot locked.
       apply: `apply(params, tokens_BT, ...) -> Output`.
       unembed: `unembed(params, hidden_BTD) -> logits_BTV`, the last step of `apply` alone.
-      decode: `decode(params, prompts_BT, lengths_B, keys_B, sampling, *, memory) -> Rollout`, one batch.
-      drain: `drain(params, prompts_QT, lengths_Q, keys_Q, rows, seats_B, sampling, *, memory) -> Rollout`, a
-        queue.
+      decode: `decode(params, prompts_BT, lengths_B, keys_B, sampling, *, memory,
+        adapter, grammar_ZV) -> Rollout`, one batch.
+      drain: `drain(params, prompts_QT, lengths_Q, keys_Q, rows, seats_B, sampling, *, memory,
+        adapter, grammar_ZV) -> Rollout`, a queue.
     """
 
     config: Any

@@ -32,12 +32,11 @@ class WakeConfig:
     def __post_init__(self):
         if self.rule not in ("sgd", "adam"):
             raise ValueError(f"wake.rule={self.rule!r} is neither 'sgd' nor 'adam'")
-        at_least(self, "wake.", notes=0)
-        if self.passes < 1 or self.clip <= 0 or min(self.lr, default=-1) < 0:
-            raise ValueError(
-                f"wake.passes={self.passes} and wake.clip={self.clip} must be positive, "
-                f"wake.lr={self.lr} one rate per fast level and none of them negative"
-            )
+        at_least(self, "wake.", notes=0, passes=1)
+        if not self.clip > 0:
+            raise ValueError(f"wake.clip={self.clip} must be above 0")
+        if not min(self.lr, default=-1) >= 0:
+            raise ValueError(f"wake.lr={self.lr} must be one rate per fast level, none of them negative")
         if not 0 <= self.final <= 1:
             raise ValueError(f"wake.final={self.final} is not in [0, 1]")
 

@@ -67,7 +67,7 @@ def encode_text(tok: Tokenizer, text: str, max_len: int) -> list[Encoded]:
     if not text.strip():
         raise ValueError(f"a text to be read is blank: {text!r}")
     if max_len < 3:
-        raise ValueError(f"max_len={max_len} leaves no room between <bos> and <eos> (key model.max_len)")
+        raise ValueError(f"max_len={max_len} leaves no room between <bos> and <eos>: raise row_length")
     ids = np.asarray(tok.encode(" " + text), np.int32)
     chunks = np.array_split(ids, -(-len(ids) // (max_len - 2)))
     return [Encoded(np.concatenate([[tok.bos], c, [tok.eos]]).astype(np.int32), 1) for c in chunks]

@@ -35,7 +35,7 @@ def pack(
     if lengths_B.max(initial=0) > row_length:
         raise ValueError(
             f"sequence {lengths_B.argmax()} has {lengths_B.max()} tokens, but a row holds "
-            f"row_length={row_length}; encode with max_len at most the row length (key model.max_len)"
+            f"row_length={row_length}; encode with max_len at most the row length"
         )
     if lengths_B.min(initial=2) < 2:
         raise ValueError(

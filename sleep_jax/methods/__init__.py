@@ -31,6 +31,6 @@ def get(name: str) -> Method:
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f", did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"config.method={name!r} is not a method{hint} There are {', '.join(METHODS)}")
     return METHODS[name]

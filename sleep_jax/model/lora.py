@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sleep_jax.bounds import at_least
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.types import Array, Tree
 
@@ -44,8 +45,9 @@ class AdapterConfig:
     alpha: float = 32.0  # the adapter's product is scaled by alpha / R
 
     def __post_init__(self):
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank={self.rank} must be at least 1, and alpha={self.alpha} above 0")
+        at_least(self, "", rank=1)
+        if not self.alpha > 0:
+            raise ValueError(f"alpha={self.alpha} must be above 0")
 
     @property
     def scale(self) -> float:

@@ -139,7 +139,7 @@ def fresh_slot(model: ModelConfig, memory: MemoryConfig, key: Array) -> Tree:
     slot is on the path of the gradient.
 
     Returns:
-      {a_NDR, b_NRD, w_ND, bias_N} float32, the form that `write_slot` takes.
+      {a_NDR, b_NRD, w_ND, pool_ND, bias_N} float32, the form that `write_slot` takes.
     """
     N, D, R = model.layers, model.width, memory.rank
     return {
@@ -201,7 +201,7 @@ def route(logits_BTLE: Array, active: Array, random_keys_B: Array | None = None)
       logits_BTLE: router scores.
       active: bool [L, E], or [B, L, E] for a mask per sequence.
       random_keys_B: with keys each router also opens one random active expert, the same for all tokens of a
-        row (Sleep's dreaming: unrelated knowledge leaks in).
+        row (Sleep's dreaming: unrelated knowledge leaks in). It may be one that is open anyway.
 
     Returns:
       gates_BTLE float32, each 0 or 1.

@@ -14,7 +14,7 @@ def leave_one_out(rewards_PG: Array) -> Array:
 
     RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740). The baseline does not depend on sample i,
     so the gradient stays unbiased. There is no division by the group's standard deviation (our reading,
-    sleep.md 3.1): with continuous rewards it amplifies noise.
+    the paper does not say): with continuous rewards it amplifies noise.
 
     Args:
       rewards_PG: rewards of P prompts with G samples each.

@@ -110,7 +110,7 @@ def into_backbone(delta: Tree, params: Tree, memory: Memory) -> tuple[Tree, Memo
 def objective(
     model: Model, config: SeedConfig, join: Join, place: tuple[int, int] | None = None
 ) -> Objective:
-    """Minus J_KS, over what `join` makes a student of: the parameters of one slot.
+    """Minus J_KS (Sleep, section 3.3), over what `join` makes a student of: the parameters of one slot.
 
         loss = alpha ((1 - lambda) E_D F(teacher || student) + lambda E_{y~student} F(teacher || student))
                - (1 - alpha) E_{y~student} r(y) + rho E_D (1 + (mu - 1) own) BCE(router, own)

@@ -65,25 +65,26 @@ class DreamConfig:
     learn: FitConfig = FitConfig()  # how the dreamer learns from what was rewarded
 
     def __post_init__(self):
-        at_least(self, "rem.", tasks=1, lines=1, questions=1, rounds=1, recount=0)
+        at_least(self, "rem.", tasks=1, lines=1, questions=1, rounds=1, recount=0, max_new=1, batch_size=1)
         for role in self.roles:
             text.prompt(role, "")
         if not self.roles or self.per_context < 1:
-            raise ValueError(f"roles={self.roles} and per_context={self.per_context}: nothing is dreamt")
+            raise ValueError(
+                f"rem.roles={self.roles} and rem.per_context={self.per_context}: nothing is dreamt"
+            )
         if self.top < 0 or self.random < 0 or not 1 <= self.top + self.random <= self.per_context:
             raise ValueError(
-                f"top={self.top} and random={self.random} must together be at least 1 and at most "
-                f"per_context={self.per_context}"
+                f"rem.top={self.top} and rem.random={self.random} must together be at least 1 and at most "
+                f"rem.per_context={self.per_context}"
             )
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.max_new < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"temperature={self.temperature} must be above 0, top_p={self.top_p} in (0, 1], max_new="
-                f"{self.max_new} and batch_size={self.batch_size} at least 1"
-            )
+        if not self.temperature > 0:
+            raise ValueError(f"rem.temperature={self.temperature} must be above 0: at 0 all dreams are one")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"rem.top_p={self.top_p} is not in (0, 1]")
         if not 0 <= self.common <= 1:
-            raise ValueError(f"common={self.common} is not in [0, 1]; 0 asks of no word where it is from")
+            raise ValueError(f"rem.common={self.common} is not in [0, 1]; 0 asks of no word where it is from")
         if self.grader not in graders.NAMES:
-            raise ValueError(f"grader={self.grader!r} is none of {', '.join(graders.NAMES)}")
+            raise ValueError(f"rem.grader={self.grader!r} is none of {', '.join(graders.NAMES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +290,7 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
     long a dream is studied is not in it.
     The validation gradient of a dream is that of reading its context, which is at hand and asks no question,
     and of its answers alone where it asks one itself, as tau looks at answers: our reading, the paper says
-    "size/alignment" and not with what.
+    "size/alignment" and not with what. A dream whose gradient is not finite has that for its reason.
     """
     c = config
     able = [d for d in made if not d.reason]
@@ -304,6 +305,12 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
     found = importance(who.model, c.trials, who.params, who.memory, start, rows, contexts, of_I)
     for n, (norm, align, gram) in enumerate(found):
         mine = np.flatnonzero(of_I == n)
+        whole = np.isfinite(norm) & np.isfinite(align)
+        for i in mine[~whole]:
+            able[i].reason = "its gradient, or that of its context, is not finite"
+        if not whole.any():
+            continue
+        mine, norm, align, gram = mine[whole], norm[whole], align[whole], gram[np.ix_(whole, whole)]
         picked, gain = selection.greedy(gram, align, c.trials.optim.lr, len(mine))
         rank = np.empty(len(mine))
         rank[picked] = -np.arange(len(mine))

@@ -45,10 +45,10 @@ def dream(
     share = _share_of_pairs(world.stream.birth.train) * (1 - config.skill_share)
     born = share if world.config.birth.epochs else 0.0  # a checkpoint as it is has read no pairs
     weights = sum(s.weight for s in past)
-    beside = max(world.config.answer_tokens, config.recall.answer_max_new)
-    longest = min(world.config.row_length, world.model.config.max_len - beside)
+    answer_room = max(world.config.answer_tokens, config.recall.answer_max_new)
+    longest = min(world.config.row_length, world.model.config.max_len - answer_room)
     sleeper = world.model, world.tok, params, memory
-    ask = lambda who, before, quota, n, share, beside=(): recall(  # noqa: E731
+    dreamt_by = lambda who, before, quota, n, share, beside=(): recall(  # noqa: E731
         *sleeper, who, before, quota, share, rng.fold(key, n), config.recall,
         longest=longest, beside=beside, long=config.skill_share > 0 or not world.config.birth.epochs,
     )  # fmt: skip
@@ -57,12 +57,12 @@ def dream(
         for i, self_ in enumerate(past):
             quota = max(round(config.old_dreams * self_.weight / weights), 1)
             before, pairs = (past[i - 1], share) if i else (None, born)
-            old.append((self_, ask(self_, before, quota, i, pairs)))
+            old.append((self_, dreamt_by(self_, before, quota, i, pairs)))
             bar.advance()
         new = []
         if config.day_at_hand:
             new = day_at_hand(*sleeper, awake, experience.train, config.recall, longest=longest)
-        new += ask(awake, past[-1], config.new_dreams, len(past), share, new)
+        new += dreamt_by(awake, past[-1], config.new_dreams, len(past), share, new)
         bar.advance()
     barred = {prompt for day in world.stream.days for prompt in day.barred}
     new = without(new, barred)
@@ -223,8 +223,12 @@ def settle(
         level, index = place
         count = sum(d.kept for d in dreams)
         slots = [*slots, dataclasses.replace(slot, level=level, index=index, dreams=count, dreams_file=path)]
-    untested = "" if before is not None else "nothing of the past was held out to judge it by"
-    night = ended("committed", untested)
+    notes = []
+    if before is None:
+        notes.append("nothing of the past was held out to judge it by")
+    if new_before is not None and not new_after > new_before:
+        notes.append("what was held out of its own dreams is answered no better than before")
+    night = ended("committed", "; ".join(notes))
     return Outcome(seeding.params, slept, slots, night, kept_new, place if variant.expand else None)
 
 

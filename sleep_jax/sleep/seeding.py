@@ -72,7 +72,6 @@ class Seeding:
 
     memory: Memory
     params: Tree
-    steps: int
     held_out_kl: float
     finite: bool
 
@@ -181,13 +180,13 @@ def seed(
             early=Early(held_out_kl, config.validate_every, config.patience),
         )
     except FloatingPointError:
-        return Seeding(student, params, 0, float("nan"), False)
+        return Seeding(student, params, float("nan"), False)
     finite = bool(trees.all_finite(state.params))
     if variant.expand:
         student = memory_lib.write_slot(student, state.params, *place)
     else:
         params = memory_lib.merged(params, state.params)
-    return Seeding(student, params, report["steps"], report["held_out_kl"], finite)
+    return Seeding(student, params, report["held_out_kl"], finite)
 
 
 def _lesson(world: World, params: Tree, memory: Memory, encoded: Encoded, own: bool) -> consolidate.Lesson:

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from sleep_jax import cost, losses, optim, partition, rollout, steps, trees
+from sleep_jax.bounds import at_least
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.encoding import Encoded
 from sleep_jax.data.stream import Example
@@ -45,11 +46,7 @@ class TrialConfig(AdapterConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.steps < 1 or self.at_once < 1 or self.batch_rows < 0:
-            raise ValueError(
-                f"steps={self.steps} and at_once={self.at_once} must be at least 1, batch_rows="
-                f"{self.batch_rows} not negative"
-            )
+        at_least(self, "", steps=1, at_once=1, batch_rows=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +93,7 @@ class FitConfig(AdapterConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.epochs < 1 or self.batch_rows < 1:
-            raise ValueError(f"epochs={self.epochs} and batch_rows={self.batch_rows} must be at least 1")
+        at_least(self, "", epochs=1, batch_rows=1)
 
 
 def objective(model: Model, scale: float) -> Objective:
@@ -175,15 +171,20 @@ def compiled(model: Model, config: TrialConfig):
     return cost.Program(jax.vmap(trial, in_axes=(None, None, 0)))
 
 
-def together(count: int, at_once: int) -> int:
-    """How many of `count` trials are taken at a time: `at_once`, or the least power of two that holds all."""
-    return min(at_once, 1 << (count - 1).bit_length())
+def together(count: int, at_once: int, params: Tree) -> int:
+    """How many of `count` trials are taken at a time: `at_once`, or the least power of two that holds all.
+
+    Where the mesh that `params` lie on splits rows, as many more as it takes for every device to have the
+    same number.
+    """
+    split = partition.row_split(params)
+    return -(-min(at_once, 1 << (count - 1).bit_length()) // split) * split
 
 
 def in_turns(run: Callable[..., Tree], start: Tree, frozen: tuple, lesson: Tree, at_once: int) -> Tree:
     """`run(start, frozen, lesson)` of arrays [I, ...], `at_once` of I at a time: few shapes are compiled."""
     count, parts = len(jax.tree.leaves(lesson)[0]), []
-    at_once = together(count, at_once)
+    at_once = together(count, at_once, frozen[0])
     for first in range(0, count, at_once):
         index = np.arange(first, first + at_once)
         chosen = jax.tree.map(lambda x, index=index: x[np.where(index < count, index, 0)], lesson)
@@ -308,7 +309,7 @@ def answers(
     ends = np.cumsum([len(asked) for asked in questions])
     starts, most = ends - [len(asked) for asked in questions], max(map(len, questions))
     said: list[list[str]] = []
-    at_once = together(len(questions), config.at_once)
+    at_once = together(len(questions), config.at_once, params)
     for first in range(0, len(questions), at_once):
         trial = np.arange(first, first + at_once) % len(questions)
         # Every trial has the same number of rows: its questions, and the first again where it has fewer.

@@ -1,4 +1,4 @@
-"""Knowledge incorporation: a passage is read once, its questions are asked without it.
+"""Knowledge incorporation: a passage is studied once, its questions are asked without it.
 
 SEAL (2506.10943) section 4.1 and Sleep (2606.03979) Table 3: one passage (n = 1), many at once, and, what
 neither paper's table has, passages one after the other. Every way starts from the same learner, which was
@@ -129,21 +129,34 @@ class Bench:
         return lora.scaled(adapter, trial.scale)
 
     def knows(self, state: State, tasks: Sequence[Task], adapter: Tree | None = None) -> list[list[float]]:
-        """The grade of every question of every task."""
+        """The grade of every question of every task; raises as `_measured`."""
         questions = [q for t in tasks for q in t.questions]
         who = rem.sleeper(self.world, state.params, state.memory)
         answers = rollout.answer(
             who.model, who.tok, who.params, who.memory, questions,
             max_new=who.answer_tokens, batch_size=self.world.config.eval_batch, adapter=adapter,
         )  # fmt: skip
-        hits = np.asarray(self.grade(answers, [q.answer for q in questions]), float)
-        return [part.tolist() for part in np.split(hits, np.cumsum([len(t.questions) for t in tasks])[:-1])]
+        ends = np.cumsum([len(t.questions) for t in tasks])
+        said = [answers[end - len(t.questions) : end] for t, end in zip(tasks, ends, strict=True)]
+        return _measured(tasks, dream.graded(said, tasks, self.grade))
 
     def elsewhere(self, state: State, adapter: Tree | None = None) -> list[float]:
         """Accuracy on what was known before any passage: birth, and each day lived."""
         lived = (self.world.stream.birth, *self.world.stream.days)
         asked = [Task(e.name, "", e.test) for e in lived]
         return [float(np.mean(hits)) for hits in self.knows(state, asked, adapter)]
+
+
+def _measured(tasks: Sequence[Task], found: Sequence[tuple[np.ndarray, str]]) -> list[list[float]]:
+    """Grades that a table can be made of.
+
+    Raises:
+      FloatingPointError: those of a task are missing; its arm ends here, and the others go on.
+    """
+    for task, (_, why) in zip(tasks, found, strict=True):
+        if why:
+            raise FloatingPointError(f"{task.name}: {why}")
+    return [hits.tolist() for hits, _ in found]
 
 
 def single(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
@@ -155,11 +168,7 @@ def single(bench: Bench, tasks: Sequence[Task], key: Array) -> dict:
     if not arm.keep:
         who = rem.sleeper(bench.world, state.params, state.memory)
         adapters = dream.instances(who, bench.start, learnt, bench.config)
-        found = dream.grades(who, adapters, tasks, bench.config)
-        for task, (_, why) in zip(tasks, found, strict=True):
-            if why:
-                raise FloatingPointError(f"{task.name}: {why}")
-        return {"hits": [hits.tolist() for hits, _ in found]}
+        return {"hits": _measured(tasks, dream.grades(who, adapters, tasks, bench.config))}
     hits = []
     for i, one in enumerate(learnt):
         after = bench.remembered("single", 1 + i, state, [one], rng.fold(key, 3 + i))
