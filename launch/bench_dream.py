@@ -117,7 +117,7 @@ def _peft(config: Config, rows: Batch) -> Callable[[], None]:
     import torch
     import transformers
 
-    m, t = config.model, config.rem.trials
+    m, t = config.model.holding(config.vocab_size), config.rem.trials
     torch.manual_seed(0)
     backbone = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
