@@ -79,14 +79,16 @@ def _fields(life: Standing) -> tuple[dict[str, Any], list[str]]:
     fields |= {f"{kind}_token_id": getattr(life.tok, kind) for kind in ("bos", "eos", "pad")}
     if c.checkpoint:
         try:
-            fields["max_position_embeddings"] = pretrained.find(c.checkpoint).fields[
-                "max_position_embeddings"
-            ]
-        except (ValueError, OSError, ImportError, KeyError):
+            found = pretrained.find(c.checkpoint)
+        except (ValueError, OSError, ImportError):
             told.append(
-                f"max_position_embeddings is model.max_len={c.max_len}: {c.checkpoint}, which knows better, "
-                "is not there any more"
+                f"max_position_embeddings is model.max_len={c.max_len}, eos_token_id what answers end with: "
+                f"{c.checkpoint}, which knows better, is not there any more"
             )
+        else:
+            fields["max_position_embeddings"] = found.fields.get("max_position_embeddings", c.max_len)
+            if others := [end for end in found.ends if end != life.tok.eos]:
+                fields["eos_token_id"] = [life.tok.eos, *others]
     return fields, told
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from sleep_jax import (
     pretrained,
     report,
     rng,
+    settings,
     steps,
     terminal,
 )
@@ -42,7 +44,7 @@ from sleep_jax.types import Array, Batch, Tree
 
 BIRTH = "000-birth"
 # Where and how a life is computed, not what it is: these may differ between two runs in one directory.
-FREE_KEYS = ("data_dir", "method", "mesh", "model.remat", "model.unroll", "model.logit_chunk")
+FREE_KEYS = ("data_dir", "stream.path", "method", "mesh", "model.remat", "model.unroll", "model.logit_chunk")
 
 
 def run(config: Config, workdir: str) -> list[metrics.Summary]:
@@ -61,7 +63,7 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     names = [n.strip() for n in config.method.split(",") if n.strip()]
     chosen = {name: methods.get(name) for name in names}
     root = pathlib.Path(workdir)
-    config = sized(config)
+    config = sized(config, root)
     checkpoint.work_dir_config(root, as_json(config), ignore=FREE_KEYS)
     material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
     summaries, nights = [], {}
@@ -80,11 +82,24 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     return summaries
 
 
-def sized(config: Config) -> Config:
-    """The configuration with the sizes of its `model.checkpoint`, if it names one; raises as `pretrained`."""
+def sized(config: Config, root: pathlib.Path) -> Config:
+    """The configuration with the sizes of its `model.checkpoint`, if it names one; raises as `pretrained`.
+
+    Once there is a birth of it below `root` it is needed no more: where it is gone, its sizes are taken from
+    what is written there.
+    """
     if not config.model.checkpoint:
         return config
-    return dataclasses.replace(config, model=pretrained.shape(config.model))
+    try:
+        model = pretrained.shape(config.model)
+    except (FileNotFoundError, ImportError) as gone:
+        births = [root / "birth", *root.glob("seed*/birth")]
+        if not any(BIRTH in checkpoint.boundaries(birth) for birth in births):
+            raise
+        print(f"{gone}. Its birth is there, and is gone on from.", flush=True)
+        written = settings.load(json.loads((root / "config.json").read_text())).model
+        model = pretrained.with_own(written, config.model)
+    return dataclasses.replace(config, model=model)
 
 
 def with_notes(
@@ -282,6 +297,7 @@ def live(
 ) -> tuple[metrics.Summary, State]:
     """One method's days and nights, resumed where they stand: what is said of them, and how they end."""
     checkpoint.sweep(workdir)
+    material = phases.in_order_lived(workdir, material)
     world = world_of(config, seed, workdir, material, newborn.tok, name)
     world.newborn = newborn.params
     memory = world.partitioner.made(world.model.init_memory, rng.stream(seed, "birth/memory"))

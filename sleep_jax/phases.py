@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 
 from sleep_jax import checkpoint, metrics
+from sleep_jax.data import stream
+from sleep_jax.data.stream import Stream
 from sleep_jax.fit import Account, World
 from sleep_jax.sleep.selves import Slot
 from sleep_jax.types import Memory, Tree
@@ -85,8 +87,21 @@ def claim(workdir: str | os.PathLike, of: Mapping[str, Sequence[str]]) -> None:
                 raise checkpoint.CheckpointError(
                     f"{workdir} holds the checkpoints of another life, {key}: {'; '.join(differ)}. Choose "
                     "another --workdir, or set back config.method, config.seed or the data "
-                    "(config.data_dir, config.stream) to continue here."
+                    "(config.data_dir, config.stream) to continue here: what has been read once can be added "
+                    "to, as further days, but not be read otherwise."
                 )
+
+
+def in_order_lived(workdir: str | os.PathLike, material: Stream) -> Stream:
+    """The stream with the days that a directory tells of first, as they stand there, then those added since.
+
+    So a document is lived after all others whatever its name is, where days come in the order of names.
+    """
+    there = (told for meta in checkpoint.metas(workdir) for told in meta["of"]["data"][1:])
+    place = {told: n for n, told in enumerate(dict.fromkeys(there))}
+    days = zip(stream.told(material)[1:], material.days, strict=True)
+    days = sorted(days, key=lambda told_day: place.get(told_day[0], len(place)))  # others stay as they are
+    return dataclasses.replace(material, days=tuple(day for _, day in days))
 
 
 def load(world: World, name: str, like: State) -> State:

@@ -39,6 +39,12 @@ class Checkpoint:
         """V, words that it has parameters for."""
         return self.fields["vocab_size"]
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end what it says: a text, and in some a turn of a dialogue."""
+        found = self.fields.get("eos_token_id")
+        return tuple(found) if isinstance(found, list) else (found,) if found is not None else ()
+
 
 @functools.cache
 def find(name: str) -> Checkpoint:
@@ -102,6 +108,11 @@ def shape(own: ModelConfig) -> ModelConfig:
     """
     found = find(own.checkpoint)
     return families.read_config(found.fields, found.tensors, own, f"config.json of {found.name}")
+
+
+def with_own(found: ModelConfig, own: ModelConfig) -> ModelConfig:
+    """A shape that `shape` has found before, with what `own` says that is no property of a checkpoint."""
+    return dataclasses.replace(found, **{key: getattr(own, key) for key in families.OWN})
 
 
 def tokenizer(checkpoint: str, given: str) -> Tokenizer:

@@ -158,8 +158,17 @@ def _nights(runs: Sequence[Run], labels: Labels) -> Html:
     return join([
         el("p", "Accuracy on all questions so far, after birth and after each experience, and what that cost "
            "in general text where it was measured. Bands run from the lowest to the highest seed."),
-        legend(keys), el("div", *charts, class_="grid"),
+        legend(keys), el("div", *charts, class_="grid"), _untouched(general),
     ])  # fmt: skip
+
+
+def _untouched(runs: Sequence[Run]) -> Html:
+    """What general text took the checkpoint that births began with; '' where they began with none."""
+    told = {number(run.summary.get("anchor_untouched")) for run in runs} - {None}
+    if not told:
+        return Html("")
+    losses = ", ".join(f"{v:.3f}" for v in sorted(told))
+    return el("p", f"The checkpoint itself, before birth, took {losses} nats a token of general text.")
 
 
 def _general(run: Run) -> list[float]:

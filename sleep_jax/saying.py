@@ -38,8 +38,7 @@ def say(config: Config, prompt: str, chat: bool, sampling: Sampling) -> str:
     c = pretrained.shape(dataclasses.replace(config.model, max_len=len(ids) + sampling.max_new))
     c = c.holding(tok.vocab_size)
     model = build(c, config.memory, eos=tok.eos)
-    stops = pretrained.find(c.checkpoint).fields.get("eos_token_id")  # a Gemma ends its turn with another
-    stops = {*stops} if isinstance(stops, list) else {stops}
+    stops = pretrained.find(c.checkpoint).ends
     like = Partitioner(config.mesh).abstract(jax.eval_shape(model.init, jax.random.key(0)))
     params = pretrained.params(c.checkpoint, like)
     asked, key = rollout.padded([ids]), jax.random.key(config.seed)

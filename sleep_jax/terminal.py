@@ -121,7 +121,10 @@ def morning(summary: Summary) -> str:
     known = {"all": summary.final_accuracy, "birth": summary.birth_after, **dict(newest)}
     told = [*ended, *(f"{name} {percent(value)} %" for name, value in known.items())]
     if summary.anchor:
-        told.append(f"general text {summary.anchor[0]:.3f} → {summary.anchor[-1]:.3f} nats a token")
+        born, untouched = f"{summary.anchor[0]:.3f}", summary.anchor_untouched
+        if untouched is not None and untouched != summary.anchor[0]:
+            born = f"{untouched:.3f} untouched → {born} at birth"
+        told.append(f"general text {born} → {summary.anchor[-1]:.3f} nats a token")
     return "  " + " · ".join(told)
 
 

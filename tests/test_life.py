@@ -15,8 +15,9 @@ import pytest
 from equality import bit_equal
 
 from configs import clinc150
-from sleep_jax import checkpoint, fit, life, methods, metrics, partition, settings, steps, trees
+from sleep_jax import checkpoint, fit, life, methods, metrics, partition, phases, settings, steps, trees
 from sleep_jax.data import stream
+from sleep_jax.data.stream import Example, Experience
 from sleep_jax.types import Mean, TrainState
 
 KILLS = [
@@ -325,6 +326,19 @@ def test_a_life_does_not_go_on_with_other_data(intents, tmp_path, monkeypatch):
     file.write_text(file.read_text().replace("will you boil the egg", "do boil the egg"))
     with pytest.raises(Lived):
         life.run(config, str(root))
+
+
+def test_days_that_are_added_are_lived_behind_the_others_whatever_their_names(tmp_path):
+    birth, a, m, n = (Experience(name, (Example("", name),), (), ()) for name in ("birth", "a", "m", "n"))
+    there = {"data": stream.told(stream.Stream(birth, (m, n)))}
+    checkpoint.save_boundary(tmp_path, "000-birth", {"x": np.zeros(1)}, {"of": there})
+    more = phases.in_order_lived(tmp_path, stream.Stream(birth, (a, m, n)))
+    assert [day.name for day in more.days] == ["m", "n", "a"]
+    phases.claim(tmp_path, {"data": stream.told(more)})
+    mended = dataclasses.replace(m, train=(Example("", "other words"),))
+    other = phases.in_order_lived(tmp_path, stream.Stream(birth, (mended, n)))
+    with pytest.raises(checkpoint.CheckpointError, match="as further days, but not be read otherwise"):
+        phases.claim(tmp_path, {"data": stream.told(other)})
 
 
 def test_a_birth_of_another_architecture_is_refused_with_the_arrays(born, tmp_path):

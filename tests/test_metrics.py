@@ -237,6 +237,10 @@ def test_closing_table_shows_lives_and_nights():
 def test_the_morning_says_how_the_night_ended_and_what_is_known():
     known, general = "all 82.3 % · birth 85.0 %", "general text 1.500 → 1.250 nats a token"
     assert terminal.morning(SUMMARY) == f"  night 1 committed · {known} · banking – % · {general}"
+    born = dataclasses.replace(SUMMARY, anchor_untouched=1.375)
+    assert terminal.morning(born).endswith(
+        "general text 1.375 untouched → 1.500 at birth → 1.250 nats a token"
+    )
     night = metrics.Night(2, "banking", "rolled back", "not finite")
     worse = dataclasses.replace(SUMMARY, nights=[*SUMMARY.nights, night], experiences={"banking": 0.5})
     assert terminal.morning(worse).startswith("  night 2 rolled back (not finite) · all")

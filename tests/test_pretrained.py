@@ -63,7 +63,7 @@ def folder(tmp_path, scatter):
 def born(folder, workdir, epochs, **changes):
     changes = {"model": {"checkpoint": str(folder), "max_len": 96}, "row_length": 96, **changes}
     config = lives.config(birth={"epochs": epochs}, **changes)
-    sized = life.sized(config)
+    sized = life.sized(config, workdir.parent)
     return life.birth(sized, sized.seed, workdir, stream.load(sized.stream)), sized
 
 
@@ -86,6 +86,11 @@ def test_without_passes_over_birth_a_checkpoint_is_taken_as_it_is(folder, tmp_pa
         again = life.birth(config, config.seed, tmp_path / "birth", stream.load(config.stream))
     assert bit_equal(again.params, newborn.params) == []
     assert again.tok.names == newborn.tok.names
+    asked = dataclasses.replace(config, model=settings.ModelConfig(checkpoint=str(folder), max_len=96))
+    (tmp_path / "config.json").write_text(settings.as_json(config))
+    assert life.sized(asked, tmp_path) == config and "Its birth is there" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError):
+        life.sized(asked, tmp_path / "elsewhere")
 
 
 def test_the_files_of_what_is_loaded_are_no_memory_of_the_process(folder):

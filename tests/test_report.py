@@ -263,7 +263,10 @@ def test_the_loss_on_general_text_is_drawn_where_it_was_measured(tmp_path):
         return re.findall(r"<title>it, (\S+): (\S+)</title>", chart)
 
     assert drawn({"anchor": [1.25, 1.5]}) == [("birth", "1.25"), ("1", "1.5")]
+    assert "before birth" not in (tmp_path / "report.html").read_text()
     assert drawn({"anchor": []}) is drawn({}) is drawn({"anchor": "?"}) is None
+    drawn({"anchor": [1.25, 1.5], "anchor_untouched": 1.125})
+    assert "The checkpoint itself, before birth, took 1.125 nats" in (tmp_path / "report.html").read_text()
 
 
 def test_curves_are_thinned_to_means_and_keep_gaps():

@@ -90,11 +90,11 @@ def test_a_value_of_another_type_is_named_with_its_key(values, said):
 @pytest.mark.parametrize(
     "values, said",
     [
-        ({"model": {"heads": 4, "kv_heads": 3}}, r"config.model: model.heads=4 .* model.kv_heads=3"),
-        ({"birth": {"blanks": 1.0}}, r"config.birth: birth.blanks=1.0 is not in \[0, 1\)"),
-        ({"sleep": {"blanks": -0.1}}, r"config.sleep: sleep.blanks=-0.1 is not in \[0, 1\)"),
-        ({"sleep": {"held_out": 0.9}}, r"config.sleep: sleep.held_out=0.9 is not in \(0, 0.5\)"),
-        ({"sleep": {"optim": {"lr": -1.0}}}, r"config.sleep.optim: lr=-1.0"),
+        ({"model": {"heads": 4, "kv_heads": 3}}, r"model.heads=4 .* model.kv_heads=3"),
+        ({"birth": {"blanks": 1.0}}, r"^birth.blanks=1.0 is not in \[0, 1\)"),
+        ({"sleep": {"blanks": -0.1}}, r"^sleep.blanks=-0.1 is not in \[0, 1\)"),
+        ({"sleep": {"held_out": 0.9}}, r"^sleep.held_out=0.9 is not in \(0, 0.5\)"),
+        ({"sleep": {"optim": {"lr": -1.0}}}, r"sleep.optim: lr=-1.0"),
         ({"row_length": 65, "memory": {"periods": (130,)}}, r"row_length=65 exceeds model.max_len=64"),
         ({"row_length": 48}, r"memory.periods\[0\]=512 is not a multiple of row_length=48"),
         (

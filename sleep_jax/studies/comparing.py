@@ -69,7 +69,7 @@ def compare(
     if unknown := [n for n in names if n not in arms]:
         raise ValueError(f"config.method={config.method!r}: {unknown} are not arms of {', '.join(arms)}")
     root = pathlib.Path(workdir)
-    config = life.sized(config)
+    config = life.sized(config, root)
     checkpoint.work_dir_config(root, as_json(config), ignore=life.FREE_KEYS)
     material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
     for seed in range(config.seed, config.seed + config.seeds):
