@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,16 @@ def test_plain_is_the_backbone_alone_and_comes_back_as_a_checkpoint(life, tmp_pa
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), like)
     jax.tree.map(np.testing.assert_array_equal, pretrained.params(c.checkpoint, like), state.params)
+
+
+def test_every_token_that_ended_a_text_of_the_checkpoint_still_does(life, tmp_path, monkeypatch):
+    workdir, model, _ = life(checkpoint="where it came from")
+    end = Tokenizer.load(workdir / "birth" / "tokenizer.json").eos
+    found = types.SimpleNamespace(fields={"max_position_embeddings": 999}, ends=(7, end))
+    monkeypatch.setattr(pretrained, "find", lambda name: found)
+    exporting.export(workdir, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["eos_token_id"], written["max_position_embeddings"]) == ([end, 7], 999)
 
 
 def test_fast_memory_that_is_empty_changes_no_bit(life, tmp_path):

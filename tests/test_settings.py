@@ -184,7 +184,7 @@ def test_the_least_value_is_accepted(key):
 @pytest.mark.parametrize("key, value", [("weight_decay", -0.1), ("final", -0.1), ("b2", 1.0)])
 def test_an_optimiser_is_named_by_its_group(key, value):
     for group in ("birth", "sleep", "baseline"):
-        with pytest.raises(ValueError, match=rf"config.{group}.optim: {key}={value} "):
+        with pytest.raises(ValueError, match=rf"^{group}.optim: {key}={value} "):
             settings.load({group: {"optim": {key: value}}})
 
 
