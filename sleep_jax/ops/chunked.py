@@ -7,6 +7,7 @@ reduced, and made again in the backward pass.
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -24,7 +25,11 @@ def over_positions(fn: Callable[..., Tree], size: int, *arrays: Array) -> Tree:
 
     Returns:
       The tree of `fn`, arrays [B, T].
+
+    Raises:
+      AssertionError: the arrays differ in B or T.
     """
+    chex.assert_equal_shape_prefix(arrays, 2)  # reshaped below, others would be taken apart elsewhere
     B, T = arrays[0].shape[:2]
     if not size or size >= T:
         return fn(*arrays)

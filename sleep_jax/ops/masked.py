@@ -6,6 +6,7 @@ and they hold masked positions at exactly zero even where the logits there are n
 Reverse mode only: `jax.jvp` of them raises.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -68,7 +69,11 @@ def token_logps(logits_BTV: Array, tokens_BT: Array) -> Array:
 
     Returns:
       logps_BT: float32, in nats.
+
+    Raises:
+      AssertionError: the leading axes differ; where one of them is 1, it would be taken for all.
     """
+    chex.assert_shape(tokens_BT, logits_BTV.shape[:-1])
     return _token_logps_fwd(logits_BTV, tokens_BT)[0]
 
 

@@ -49,6 +49,11 @@ def test_masked_mean_refuses_to_broadcast():
         masked.masked_mean(jnp.ones((2, 3)), jnp.ones(3))
 
 
+def test_token_logps_refuse_to_broadcast():
+    with pytest.raises(AssertionError):
+        masked.token_logps(jnp.zeros((1, 3, 5)), jnp.zeros((2, 3), int))
+
+
 def test_token_logps_and_entropy_match_scipy():
     logits_BTV, tokens_BT = _logits(2, 2, 5, 11), np.random.default_rng(3).integers(0, 11, (2, 5))
     logp_BTV = special.log_softmax(logits_BTV.astype(np.float64), axis=-1)
