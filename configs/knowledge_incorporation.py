@@ -20,8 +20,8 @@ are reasoned, and an answer is right that contains the expected one, where the p
 Dreams are questions and statements to complete alike: of questions alone the router learnt to stay closed on
 statements (valid, seed 0, 8 passages at once: 81 % of the questions, 50 % of the statements).
 Ablations, fifty at once, seed 0: without selection 4.2 +- 1.3 points less, without grounding 6.5 +- 1.7, with
-the random expert, which the paper has and this study leaves out, 2.0 +- 1.7, without dreams 88.8; of the first
-three 4.0, 4.0 and 1.5 come from two phrasings of one fact, which this seed's model mistakes.
+the random expert, which the paper has and this study leaves out, 2.0 +- 1.7, without dreams 88.8; 4.0, 4.0
+and 1.5 of the first three come from two phrasings of one fact, which this seed's model mistakes.
 Budgets: arms dream and try alike, but that Sleep's nights ask the questions of 24 more dreams a passage; at
 n = 1 and in edits an adapter has the steps of a trial, Sleep those and a night; at n = 50 the adapter has as
 many gradient tokens as instances and night together.

@@ -2,9 +2,9 @@
 
 TMPDIR=DIR python -m launch.bench --suite=real [--json=FILE] [--config.KEY=VALUE ...]
 
-A random Qwen 3 of `SIZE` (0.6 billion parameters, bfloat16) with a tokenizer of nearly as many words is written as
-transformers saves it, into a folder that is removed at the end and needs room for about 12 GB. `life.run`
-then lives one day of it and `exporting.export` writes out what became of it, as `launch.main` and
+A random Qwen 3 of `SIZE` (0.6 billion parameters, bfloat16) with a tokenizer of nearly as many words is
+written as transformers saves it, into a folder that is removed at the end and needs room for about 12 GB.
+`life.run` then lives one day of it and `exporting.export` writes out what became of it, as `launch.main` and
 `launch.export` do: the sizes of the life are `LIFE`, what else the configuration sets (mesh, compute_dtype)
 is kept. That nothing is learnt is no matter: shown is that shapes and memory work, and what they take.
 
