@@ -53,7 +53,7 @@ def load(config: StreamConfig) -> Stream:
     Raises:
       FileNotFoundError: when `path` is no folder.
       ValueError: when there is nothing to read, too little for birth and days, a file is binary or not UTF-8,
-        or a line of questions.jsonl is none.
+        a line of questions.jsonl is none, or two of them ask the same of an experience with other answers.
     """
     root = pathlib.Path(config.path)
     if not config.path or not root.is_dir():
@@ -200,6 +200,7 @@ def _questions(
     """What the files questions.jsonl ask, by experience."""
     of = {file: name for name, files in groups for file in files}
     asked: dict[str, tuple[Example, ...]] = {}
+    before: dict[tuple[str, str], tuple[str, str]] = {}  # answer and place, by experience and question
     for source in sorted(sources, key=_order):
         below = sorted({name for file, name in of.items() if file.is_relative_to(source.parent)})
         for number, line in enumerate(_text(source).split("\n"), 1):
@@ -215,6 +216,12 @@ def _questions(
                     f'({", ".join(below[:3])}): add "document", a path from there'
                 )
             name = of[source.parent / document] if document else below[0]
+            answer, there = before.setdefault((name, question.prompt), (question.answer, place))
+            if answer.casefold() != question.answer.casefold():
+                raise ValueError(
+                    f"{place} asks {question.prompt!r} of {name} with the answer {question.answer!r}, but "
+                    f"{there} with {answer!r}: only one is ever given; remove one or ask them differently"
+                )
             asked[name] = (*asked.get(name, ()), question)
     return asked
 

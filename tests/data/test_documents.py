@@ -240,3 +240,15 @@ def test_a_link_is_followed_as_a_sub_folder_and_what_asks_or_leads_nothing_is_to
     assert "only a file that is called questions.jsonl asks: a/Questions.jsonl" in caplog.text
     assert "links that lead nowhere: a/lost.md" in caplog.text
     assert "only sub-folders of the first level may be: a/deep" in caplog.text
+
+
+def test_two_answers_to_the_same_question_of_a_day_are_refused(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name / "one.md", 5)
+    lines = [{"question": "Who?", "answer": "w", "document": f"{name}/one.md"} for name in "abb"]
+    ask(tmp_path / "questions.jsonl", *lines[:2], lines[2] | {"answer": "W"})
+    assert [e.answer for e in load(tmp_path).days[0].test] == ["w", "W"]
+    ask(tmp_path / "questions.jsonl", *lines[:2])
+    ask(tmp_path / "b" / "questions.jsonl", {"question": "Who? ", "answer": "x"})
+    with pytest.raises(ValueError, match=r"'Who\?' of b with the answer '.', but .*, line [12] with '.'"):
+        load(tmp_path)
