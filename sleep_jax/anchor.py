@@ -107,7 +107,16 @@ def load(folder: pathlib.Path, name: str) -> tuple[list[str], float | None]:
 
 
 def rows(tok: Tokenizer, texts: Sequence[str], row_length: int, tokens: int) -> Batch:
-    """Packed rows of the first `tokens` tokens: <bos> and a part of a text, whose end is not predicted."""
+    """Packed rows of the first `tokens` tokens: <bos> and a part of a text, whose end is not predicted.
+
+    Raises:
+      ValueError: there is no text, as where all that `said` has sampled was none.
+    """
+    if not texts:
+        raise ValueError(
+            "anchor.text='self': all that the model said of itself is blank or no text; set anchor.text to a "
+            "file, 'python' or '', in another --workdir"
+        )
     encoded, left = [], tokens
     for text in texts:
         ids = tok.encode(" " + text)[:left]

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from sleep_jax import checkpoint, rollout
 from sleep_jax.data.stream import Example
+from sleep_jax.methods import METHODS
+from sleep_jax.methods.base import speaks_itself
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.phases import State
 from sleep_jax.sleep import selves
@@ -35,8 +37,16 @@ class Asker:
     """A life that is asked at its last boundary and, to compare, before its last sleep."""
 
     def __init__(self, life: Standing, compare: bool = False):
-        """Raises as `Standing.state` does, and ValueError where there is no sleep to compare with."""
+        """Raises as `Standing.state` does, and ValueError where the life does not speak by itself or has
+        no sleep to compare with.
+        """
         self.life = life
+        method = life.meta["of"]["method"][0]
+        if method in METHODS and METHODS[method].answerer is not speaks_itself:
+            raise ValueError(
+                f"--workdir={life.workdir} is a life of config.method={method}, which answers with its days "
+                "before it: these are not at hand here, name the life of another method"
+            )
         state = life.state()
         resting = state.memory and memory_lib.rest(state.memory)
         self.moments = [(f"after {life.boundary}", state, resting)]

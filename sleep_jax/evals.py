@@ -93,20 +93,26 @@ def latest(lived: Sequence[Experience], ahead: Sequence[Experience] = ()) -> lis
     """The probes of each experience, with the answers that hold since the last of them.
 
     What a later experience tells or asks with another answer than an earlier one is right from then on: the
-    later one wins.
+    later one wins. What the learner noted itself, which it may have made up, wins over its own notes alone.
 
     Args:
       lived: in their order.
       ahead: that have not been lived; their answers hold for their own probes alone.
     """
-    holds: dict[str, str] = {}
+    told: dict[str, str] = {}
+    noted: dict[str, str] = {}
+
+    def now(x: Experience, p: Example) -> Example:
+        key = normalise(p.prompt)
+        otherwise = noted.get(key, p.answer) if key in x.noted else p.answer
+        return dataclasses.replace(p, answer=told.get(key, otherwise))
+
     probes = [x.test for x in ahead]
     for x in reversed(lived):
-        probes.insert(
-            0, tuple(dataclasses.replace(p, answer=holds.get(normalise(p.prompt), p.answer)) for p in x.test)
-        )
+        probes.insert(0, tuple(now(x, p) for p in x.test))
         for e in (*x.train, *x.test):
-            holds.setdefault(normalise(e.prompt), e.answer)
+            key = normalise(e.prompt)
+            (noted if key in x.noted else told).setdefault(key, e.answer)
     return probes
 
 

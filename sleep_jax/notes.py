@@ -78,6 +78,7 @@ def _beside(day: Experience, pairs: list[Example], kept_back: list[Example], con
     read like any other note.
     """
     own = {evals.normalise(e.prompt) for e in (*day.test, *day.valid)}
+    noted = frozenset(evals.normalise(e.prompt) for e in (*pairs, *kept_back)) - own
     test, valid = tuple(kept_back[0::2]), tuple(kept_back[1::2])
     if config.stream.probes == "valid":
         test = valid
@@ -89,6 +90,7 @@ def _beside(day: Experience, pairs: list[Example], kept_back: list[Example], con
         valid=valid,
         test=test,
         barred=tuple(sorted({evals.normalise(e.prompt) for e in (*kept_back, *test)})),
+        noted=noted,
     )
 
 

@@ -57,7 +57,7 @@ def test_what_a_model_says_is_text_that_fits_whatever_the_batch(tok, learner):
     assert max(len(tok.encode(" " + text)) for text in said) <= 4
 
 
-def test_what_is_no_text_is_refused_with_its_key(tmp_path):
+def test_what_is_no_text_is_refused_with_its_key(tok, tmp_path):
     with pytest.raises(FileNotFoundError, match="anchor.text='x' is neither a file nor 'python'"):
         anchor.read("x")
     (tmp_path / "blank").write_text(" \n")
@@ -71,6 +71,8 @@ def test_what_is_no_text_is_refused_with_its_key(tmp_path):
     anchor.save(tmp_path, "a.txt", ["a cat"], None)
     with pytest.raises(ValueError, match="anchor.text='self', but .* was born with 'a.txt'"):
         anchor.load(tmp_path, "self")
+    with pytest.raises(ValueError, match="anchor.text='self': all that the model said .* is blank"):
+        anchor.rows(tok, [], 12, 20)
     assert anchor.load(tmp_path, "a.txt") == (["a cat"], None)
     with pytest.raises(ValueError, match="anchor.rehearsed=3 texts of the untouched model.checkpoint"):
         lives.config(anchor={"rehearsed": 3})

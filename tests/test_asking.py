@@ -1,5 +1,6 @@
 """A life is asked: at its last boundary, before its last sleep, and who of its nights answers."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -80,6 +81,12 @@ def test_a_life_that_has_not_slept_since_it_read_has_nothing_to_compare(begun, t
     with pytest.raises(ValueError, match="has not slept since it read"):
         asking.Asker(life, compare=True)
     assert asking.Asker(life).moments[0][0] == "after 002-wake"
+
+
+def test_a_life_that_does_not_speak_by_itself_is_not_asked(life):
+    reading = dataclasses.replace(life, meta=life.meta | {"of": life.meta["of"] | {"method": ["in_context"]}})
+    with pytest.raises(ValueError, match="config.method=in_context, which answers with its days"):
+        asking.Asker(reading)
 
 
 def test_the_prompt_goes_on_after_a_question_that_is_too_long(life, compiled, monkeypatch, capsys):

@@ -111,6 +111,26 @@ def test_what_a_later_experience_says_otherwise_is_right_from_then_on():
     assert answers(asked, first) == [["Oslo", "a cook"], ["Oslo", "a cook"]], "later is what comes later"
 
 
+def test_a_note_overrides_a_note_and_never_what_a_file_says():
+    def day(answer, *noted):
+        return Experience(answer, (), (), (Example("Where is Ada?", answer),), (), frozenset(noted))
+
+    said, later, note, other = (
+        day("Oslo"),
+        day("Riga"),
+        day("Bath", "where is ada"),
+        day("Rome", "where is ada"),
+    )
+
+    def answers(*lived):
+        return [probe.answer for (probe,) in evals.latest(lived)]
+
+    assert answers(said, note) == ["Oslo", "Bath"]
+    assert answers(note, other) == ["Rome", "Rome"]
+    assert answers(note, said, other) == ["Oslo", "Oslo", "Rome"], "what a file says stands between them"
+    assert answers(said, note, later) == ["Riga", "Riga", "Riga"]
+
+
 def test_nothing_to_ask_is_an_error():
     with pytest.raises(ValueError, match="no probes"):
         evals.accuracy(lambda examples: [], [])

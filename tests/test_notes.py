@@ -86,6 +86,7 @@ def test_what_a_file_asks_is_asked_and_neither_noted_nor_dreamt(who, written, tm
     assert set(today.barred) == {"where was ada", evals.normalise(today.valid[0].prompt)}
     read = {evals.normalise(e.prompt) for e in today.train if e.prompt}
     assert len(read) == 6 - 1 - 1, "all notes, but the one that is asked already and the one of valid"
+    assert today.noted == read | {evals.normalise(today.valid[0].prompt)}, "the file's question is no note"
     valid = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, probes="valid"))
     (today,) = notes.taken(who, tmp_path, Stream(day(), (day(),)), valid, 0)[0].days
     assert today.test == today.valid

@@ -5,7 +5,7 @@ are days); without, the files in the order of their names are split evenly into 
 count as numbers: "day 10" comes after "day 2". What a name with a leading dot hides is left alone. The first
 of them are birth: `birth_fraction` of the sub-folders, or as many files as a day has. With `stream.birth`,
 which names another source for birth, all of them are days. What stands beside sub-folders is not read, and
-said so.
+said so; a link to a folder is followed where it stands as a sub-folder, and no deeper.
 
 A document is cut into paragraphs at blank lines; a paragraph is one free text, cut into chunks by tokens only
 when it is encoded.
@@ -53,23 +53,24 @@ def load(config: StreamConfig) -> Stream:
     Raises:
       FileNotFoundError: when `path` is no folder.
       ValueError: when there is nothing to read, too little for birth and days, a file is binary or not UTF-8,
-        or a line of questions.jsonl is none.
+        a line of questions.jsonl is none, or two of them ask the same of an experience with other answers.
     """
     root = pathlib.Path(config.path)
     if not config.path or not root.is_dir():
         raise FileNotFoundError(
             f"stream.path={config.path!r} is not a folder: set it to a folder of .txt and .md files"
         )
-    folders = sorted((p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_order)
-    folders = [p for p in folders if _files(p, "**/*")]
-    beside = _files(root, "*")
+    paths = _visible(root)
+    files = sorted((p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()), key=_order)
+    beside = [p for p in files if p.parent == root]
+    folders = sorted({root / p.relative_to(root).parts[0] for p in files if p.parent != root}, key=_order)
     if not folders and not beside:
         raise ValueError(
             f"stream.path={config.path!r} holds no .txt or .md file, neither itself nor in its sub-folders"
         )
-    _tell_unread(root, beside if folders else [])
+    _tell_unread(root, paths, beside if folders else [])
     if folders:
-        groups = [(p.name, _files(p, "**/*")) for p in folders]
+        groups = [(folder.name, [p for p in files if p.is_relative_to(folder)]) for folder in folders]
         days = config.days or len(groups)
     else:
         born = not config.birth  # of these files
@@ -82,7 +83,7 @@ def load(config: StreamConfig) -> Stream:
             )
         parts = [list(part) for part in np.array_split(np.array(beside, object), days + born)]
         groups = [(_names(part), part) for part in parts]
-    asked = _questions(root, groups)
+    asked = _questions([p for p in paths if p.name == QUESTIONS and p.is_file()], groups)
     read: dict[tuple[str, ...], pathlib.Path] = {}
     experiences = [
         _experience(name, files, asked.get(name, ()), read, hold_out=not config.birth)
@@ -107,25 +108,27 @@ def _order(path: pathlib.Path) -> tuple:
     return [pieces(name) for name in named.parts], str(path)
 
 
-def _files(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    return sorted((p for p in _visible(folder, pattern) if p.suffix.lower() in SUFFIXES), key=_order)
+def _visible(root: pathlib.Path) -> list[pathlib.Path]:
+    """What neither its own name nor that of a folder on the way hides."""
+    found = (p for top in root.iterdir() for p in (top, *top.glob("**/*")))
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts)]
 
 
-def _visible(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    """Files that neither their own name nor that of a folder on the way hides."""
-    found = (p for p in folder.glob(pattern) if p.is_file())
-    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+def _tell_unread(root: pathlib.Path, paths: list[pathlib.Path], beside: list[pathlib.Path]) -> None:
+    def tell(why: str, unread: list[pathlib.Path]) -> None:
+        if names := sorted(str(p.relative_to(root)) for p in unread):
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            logging.warning("%s: not read, because %s: %s%s", root, why, ", ".join(names[:5]), more)
 
-
-def _tell_unread(root: pathlib.Path, beside: list[pathlib.Path]) -> None:
+    others = [p for p in paths if p.is_file() and p.suffix.lower() not in SUFFIXES and p.name != QUESTIONS]
+    asking = [p for p in others if p.suffix.lower() == ".jsonl"]
     if beside:
         logging.warning("%s: not read, because it stands beside sub-folders: %s", root, _names(beside))
-    known = (*SUFFIXES, ".jsonl")
-    if others := sorted(p.name for p in _visible(root, "**/*") if p.suffix.lower() not in known):
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        logging.warning(
-            "%s: not read, because they are neither .txt nor .md: %s%s", root, ", ".join(others[:5]), more
-        )
+    tell("they are neither .txt nor .md", [p for p in others if p not in asking])
+    tell(f"only a file that is called {QUESTIONS} asks", asking)
+    tell("they are links that lead nowhere", [p for p in paths if p.is_symlink() and not p.exists()])
+    linked = [p for p in paths if p.is_symlink() and p.is_dir() and p.parent != root]
+    tell("they are links to folders, which only sub-folders of the first level may be", linked)
 
 
 def _names(files: list[pathlib.Path]) -> str:
@@ -192,12 +195,13 @@ def _paragraphs(file: pathlib.Path) -> list[str]:
 
 
 def _questions(
-    root: pathlib.Path, groups: list[tuple[str, list[pathlib.Path]]]
+    sources: list[pathlib.Path], groups: list[tuple[str, list[pathlib.Path]]]
 ) -> dict[str, tuple[Example, ...]]:
     """What the files questions.jsonl ask, by experience."""
     of = {file: name for name, files in groups for file in files}
     asked: dict[str, tuple[Example, ...]] = {}
-    for source in sorted(_visible(root, f"**/{QUESTIONS}"), key=_order):
+    before: dict[tuple[str, str], tuple[str, str]] = {}  # answer and place, by experience and question
+    for source in sorted(sources, key=_order):
         below = sorted({name for file, name in of.items() if file.is_relative_to(source.parent)})
         for number, line in enumerate(_text(source).split("\n"), 1):
             if not line.strip():
@@ -212,6 +216,12 @@ def _questions(
                     f'({", ".join(below[:3])}): add "document", a path from there'
                 )
             name = of[source.parent / document] if document else below[0]
+            answer, there = before.setdefault((name, question.prompt), (question.answer, place))
+            if answer.casefold() != question.answer.casefold():
+                raise ValueError(
+                    f"{place} asks {question.prompt!r} of {name} with the answer {question.answer!r}, but "
+                    f"{there} with {answer!r}: only one is ever given; remove one or ask them differently"
+                )
             asked[name] = (*asked.get(name, ()), question)
     return asked
 

@@ -26,7 +26,8 @@ class Example:
 class Experience:
     """What one day brings (`train`) and the probes of it (`valid` for decisions, `test` for reports).
 
-    `barred` are prompts that no dream may have, because the learner made these probes itself (`notes`).
+    `barred` are prompts that no dream may have, because the learner made these probes itself (`notes`);
+    `noted` those of all pairs here that it wrote itself, be they read or asked.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Experience:
     valid: tuple[Example, ...]
     test: tuple[Example, ...]
     barred: tuple[str, ...] = ()
+    noted: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ def told(stream: Stream) -> list[str]:
     """Name, size and a digest of each experience, skills with birth's: another text in it gives another."""
 
     def told_of(experience: Experience, skills: tuple[Example, ...] = ()) -> str:
-        # Without what is barred, which follows from the probes.
+        # Without what is barred and noted, which follow from the pairs.
         words = dataclasses.astuple(experience)[:4], [dataclasses.astuple(e) for e in skills]
         return f"{experience.name} of {len(experience.train)} ({digest(words)})"
 

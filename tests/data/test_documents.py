@@ -218,7 +218,37 @@ def test_what_is_not_read_is_told(tmp_path, caplog):
     assert "again.txt: not read again, it is the same text as" in caplog.text
     assert "neither .txt nor .md: 0.png, 1.png, 2.png, 3.png, 4.png and 2 more" in caplog.text
     assert len(read(s.birth)) == 3, "once, without the two that are probed"
+    assert "jsonl" not in caplog.text and "links" not in caplog.text
     for name in ("a.txt", "again.txt"):
         (tmp_path / name).write_text("\n")
     with pytest.raises(ValueError, match="a.txt to again.txt in .*: there is nothing to read"):
         load(tmp_path, days=1)
+
+
+def test_a_link_is_followed_as_a_sub_folder_and_what_asks_or_leads_nothing_is_told(tmp_path, caplog):
+    root = tmp_path / "root"
+    for place in (root / "a", tmp_path / "elsewhere"):
+        write(place / "one.md", 5)
+        ask(place / "questions.jsonl", {"question": "Who?", "answer": place.name})
+    ask(root / "a" / "Questions.jsonl", {"question": "Why?", "answer": "so"})
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "deep").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "lost.md").symlink_to(tmp_path / "nowhere.md")
+    days = load(root, birth="biographies", people_at_birth=3, strangers=2).days
+    asked = [(d.name, len(read(d)), d.test) for d in days]
+    assert asked == [("a", 5, (Example("Who?", "a"),)), ("b", 5, (Example("Who?", "elsewhere"),))]
+    assert "only a file that is called questions.jsonl asks: a/Questions.jsonl" in caplog.text
+    assert "links that lead nowhere: a/lost.md" in caplog.text
+    assert "only sub-folders of the first level may be: a/deep" in caplog.text
+
+
+def test_two_answers_to_the_same_question_of_a_day_are_refused(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name / "one.md", 5)
+    lines = [{"question": "Who?", "answer": "w", "document": f"{name}/one.md"} for name in "abb"]
+    ask(tmp_path / "questions.jsonl", *lines[:2], lines[2] | {"answer": "W"})
+    assert [e.answer for e in load(tmp_path).days[0].test] == ["w", "W"]
+    ask(tmp_path / "questions.jsonl", *lines[:2])
+    ask(tmp_path / "b" / "questions.jsonl", {"question": "Who? ", "answer": "x"})
+    with pytest.raises(ValueError, match=r"'Who\?' of b with the answer '.', but .*, line [12] with '.'"):
+        load(tmp_path)
