@@ -25,6 +25,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
       ValueError: another version, numbers that make no model, or another length than they make.
     """
+    tensorfile.refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEADER.size)
