@@ -11,12 +11,14 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+POINTER = b"version https://git-lfs"  # begins what git keeps in place of a large file that was not fetched
 SHOWN = 5  # names in an error
 
 
@@ -36,8 +38,10 @@ def read_folder(folder: pathlib.Path) -> dict[str, np.ndarray]:
     index = json_object(folder / INDEX).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
+    if wrong := [name for name, file in index.items() if not isinstance(file, str)]:
+        raise ValueError(f"{folder / INDEX} places {wrong[0]} in {index[wrong[0]]!r}, which names no file")
     files = sorted(set(index.values()))
-    if missing := [f for f in files if not (folder / f).exists()]:
+    if missing := [f for f in files if not (folder / f).is_file()]:
         raise FileNotFoundError(
             f"{INDEX} names {len(files)} files, of which {len(missing)} are not in {folder}: "
             f"{some(missing)}. Fetch them, or all again"
@@ -58,6 +62,27 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
       ValueError: a file that is cut, damaged or of another format, or that holds numbers of another kind than
         float32, float16 and bfloat16; with what it has and what it should have.
     """
+    header, start = _header(path)
+    spans = {name: _span(f"{path}: {name}", tensor) for name, tensor in header.items()}
+    held, at = path.stat().st_size - start, 0
+    for name, (*_, first, last) in sorted(spans.items(), key=lambda span: span[1][2:]):
+        if first != at:
+            raise ValueError(
+                f"{path}: {name} begins at byte {first:,}, but what stands before it ends at {at:,}: the "
+                "file is damaged"
+            )
+        at = last
+    if at != held:
+        raise ValueError(
+            f"{path} holds {held:,} bytes of tensors, its header tells of {at:,}: it is "
+            f"{'cut' if at > held else 'damaged'}; fetch it again"
+        )
+    return {name: view(path, dtype, shape, start + first) for name, (dtype, shape, first, _) in spans.items()}
+
+
+def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """What a file says of each tensor by its name, and the byte at which the first begins."""
+    refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -65,39 +90,50 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{path} is no safetensors file, or is cut: of its {size:,} bytes {length:,} should be header"
             )
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            spans = {name: _span(**tensor) for name, tensor in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no safetensors file: its header cannot be read ({error})") from error
-    end = max((last for *_, last in spans.values()), default=0)
-    if end != size - 8 - length:
+        header = _object(file.read(length), f"{path} is no safetensors file: its header")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _span(where: str, said: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Type, shape, first and last byte of a tensor, from its entry of the header."""
+    match said:
+        case {"dtype": str(kind), "shape": [*shape], "data_offsets": [first, last]} if all(
+            type(n) is int and n >= 0 for n in (first, last, *shape)
+        ):
+            pass
+        case _:
+            raise ValueError(
+                f"{where} has no dtype, shape and data_offsets in whole numbers from 0: its header says "
+                f"{str(said)[:200]}; the file is damaged"
+            )
+    if kind not in DTYPES:
         raise ValueError(
-            f"{path} holds {size - 8 - length:,} bytes of tensors, its header tells of {end:,}: it is "
-            f"{'cut' if end > size - 8 - length else 'damaged'}; fetch it again"
+            f"{where} holds numbers of type {kind}; {', '.join(DTYPES)} can be read (a quantised checkpoint "
+            "must be saved in one of these first)"
         )
-    tensors = {}
-    for name, (kind, shape, first, last) in spans.items():
-        if kind not in DTYPES:
-            raise ValueError(
-                f"{path}: {name} holds numbers of type {kind}; {', '.join(DTYPES)} can be read (a quantised "
-                "checkpoint must be saved in one of these first)"
-            )
-        dtype = jnp.dtype(DTYPES[kind])
-        needed = math.prod(shape) * dtype.itemsize
-        if first < 0 or last - first != needed:
-            raise ValueError(
-                f"{path}: {name} of {kind}{list(shape)} needs {needed:,} bytes, its header gives it "
-                f"{last - first:,}: the file is damaged"
-            )
-        tensors[name] = view(path, dtype, shape, 8 + length + first)
-    return tensors
+    dtype = jnp.dtype(DTYPES[kind])
+    needed = math.prod(shape) * dtype.itemsize
+    if last - first != needed:
+        raise ValueError(
+            f"{where} of {kind}{shape} needs {needed:,} bytes, its header gives it {last - first:,}: the "
+            "file is damaged"
+        )
+    return dtype, tuple(shape), first, last
 
 
-def _span(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int, int]:
-    first, last = map(int, data_offsets)
-    return dtype, tuple(map(int, shape)), first, last
+def refuse_pointer(path: pathlib.Path) -> None:
+    """Refuses what git-LFS leaves in place of a file that it has not fetched.
+
+    Raises:
+      ValueError: the file is such a pointer.
+    """
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError(
+                f"{path} is a pointer of git-LFS and not the file itself: run `git lfs pull` in its folder, "
+                "or download the file"
+            )
 
 
 def view(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
@@ -145,12 +181,17 @@ def json_object(path: pathlib.Path) -> dict:
       FileNotFoundError: there is no such file.
       ValueError: it holds something else.
     """
+    refuse_pointer(path)
+    return _object(path.read_bytes(), str(path))
+
+
+def _object(text: bytes, where: str) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(found).__name__}")
+        raise ValueError(f"{where} must hold a JSON object, found {type(found).__name__}")
     return found
 
 

@@ -63,15 +63,27 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     [
         (b"", "is no safetensors file, or is cut: of its 0 bytes 0 should be header"),
         (b"PK\3\4 something else", "is no safetensors file, or is cut"),
-        (raw(b"{not json", 0), "its header cannot be read"),
-        (raw([1], 0), "its header cannot be read"),
-        (raw({"a": {"dtype": "F32", "shape": [2]}}, 8), "its header cannot be read .*data_offsets"),
-        (raw({"a": {**F32, "data_offsets": [0, 8, 9]}}, 8), "its header cannot be read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run `git lfs pull`"),
+        (raw(b"{not json", 0), "is no safetensors file: its header is not JSON"),
+        (raw([1], 0), "its header must hold a JSON object, found list"),
+        (raw(b'{"a":' * 100_000, 0), "its header is not JSON: maximum recursion"),
+        (raw({"a": {"dtype": "F32", "shape": [2]}}, 8), "model.safetensors: a has no .*data_offsets"),
+        (raw({"a": {**F32, "data_offsets": [0, 8, 9]}}, 8), r"a has no .*says .*\[0, 8, 9\]"),
+        (raw({"a": {**F32, "data_offsets": [-8, 0]}, "b": F32}, 8), r"a has no .*says .*\[-8, 0\]"),
+        (raw({"a": {**F32, "shape": [-1, -2]}}, 8), r"a has no .*says .*\[-1, -2\]"),
+        (raw({"a": {**F32, "shape": [2.5]}}, 8), r"a has no .*says .*\[2.5\]"),
+        (raw({"a": {**F32, "dtype": ["F32"]}}, 8), r"a has no .*says .*\['F32'\]"),
+        (raw({"a": 3}, 8), "a has no .*says 3"),
         (raw({"a": F32}, 7), "holds 7 bytes of tensors, its header tells of 8: it is cut"),
         (raw({"a": F32}, 9), "holds 9 bytes of tensors, its header tells of 8: it is damaged"),
         (raw({"a": {**F32, "dtype": "F8_E4M3"}}, 8), "a holds numbers of type F8_E4M3; F32, F16, BF16 can"),
         (raw({"a": {**F32, "shape": [3]}}, 8), r"a of F32\[3\] needs 12 bytes, its header gives it 8"),
-        (raw({"a": {**F32, "data_offsets": [-8, 0]}, "b": F32}, 8), "its header gives it 8: the file is"),
+        (raw({"a": F32, "b": F32}, 8), "b begins at byte 0, but what stands before it ends at 8"),
+        (
+            raw({"b": {**F32, "data_offsets": [12, 20]}, "a": F32}, 20),
+            "b begins at byte 12, but what stands before it ends at 8",
+        ),
+        (raw({"a": {**F32, "data_offsets": [4, 12]}}, 12), "a begins at byte 4, but what .* ends at 0"),
     ],
 )
 def test_a_damaged_file_is_told_from_a_good_one(content, said, tmp_path):
@@ -100,6 +112,13 @@ def test_an_index_and_its_files_that_disagree(tmp_path):
         index.write_text(text)
         with pytest.raises(ValueError, match=said):
             tensorfile.read_folder(tmp_path)
+    for file in (3, None, ["1.safetensors"]):
+        index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "brain": file}}))
+        with pytest.raises(ValueError, match="index.json places brain in .*, which names no file"):
+            tensorfile.read_folder(tmp_path)
+    index.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="index.json is a pointer of git-LFS"):
+        tensorfile.read_folder(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "brain": "2.safetensors"}}))
     write(tmp_path / "1.safetensors", {"a": ARRAYS["a"]})
     with pytest.raises(FileNotFoundError, match=r"names 2 files, of which 1 are not in .*: 2.safetensors"):

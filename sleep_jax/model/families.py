@@ -7,6 +7,7 @@ leaves out, but those of `UNSAID`, which transformers leaves out itself.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +64,6 @@ SIZES = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "ff": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
 }
 # The only value with which these compute what the modules here do.
 FIXED = {
@@ -104,39 +104,29 @@ def read_config(
         `max_len` beyond what the checkpoint was made for.
     """
     fields, kind = dict(fields), fields.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in tuple(FAMILIES):  # what JSON holds may have no hash
         raise ValueError(f"{where}: model_type={kind!r} is not supported; these are: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     if (named := fields.get("architectures")) and named != [family.architecture]:
         raise ValueError(f"{where}: architectures={named} is not supported, {family.architecture} is")
 
-    def take(key: str) -> Any:
-        if fields.get(key) is None:
-            raise ValueError(f"{where} does not say {key}, without which a {kind} cannot be built")
-        return fields.pop(key)
-
-    def number(key: str) -> int | float:
-        if not isinstance(value := take(key), int | float) or isinstance(value, bool):
-            raise ValueError(f"{where}: {key}={value!r} must be a number")
-        return value
-
-    sizes = {ours: number(theirs) for ours, theirs in SIZES.items()}
-    longest = number("max_position_embeddings")
+    number = functools.partial(_number, fields, where=where)
+    sizes = {ours: number(theirs, whole=True) for ours, theirs in SIZES.items()}
+    longest = number("max_position_embeddings", whole=True)
     if own.max_len > longest:
         raise ValueError(f"model.max_len={own.max_len} exceeds max_position_embeddings={longest} of {where}")
-    head_size = fields.pop("head_dim", None)
-    if head_size is None:
-        if family.head_dim or sizes["width"] % sizes["heads"]:
-            raise ValueError(f"{where} does not say head_dim, without which a {kind} cannot be built")
-        head_size = sizes["width"] // sizes["heads"]
-    tied = fields.pop("tie_word_embeddings", None)
+    if fields.get("head_dim") is None and not (family.head_dim or sizes["width"] % sizes["heads"]):
+        fields["head_dim"] = sizes["width"] // sizes["heads"]
+    sizes["head_size"] = number("head_dim", whole=True)
     if family.query_scalar:
-        sizes["query_scalar"] = take("query_pre_attn_scalar")
+        sizes["query_scalar"] = number("query_pre_attn_scalar", whole=True)
+    norm_eps = number("rms_norm_eps", zero=True)
+    tied = _switch(fields, "tie_word_embeddings", where)
     window, layers = _read_window(fields, family, sizes["layers"], where)
     rope = _read_ropes(fields, family.local_theta, bool(window), where)
     activation, function = ACTIVATIONS[family.activation]
     fixed = {**FIXED, activation: function}
-    for key, value in {activation: take(activation), **fields}.items():
+    for key, value in {activation: _take(fields, activation, where), **fields}.items():
         if key in fixed:
             if value != fixed[key]:
                 raise ValueError(f"{where}: {key}={value!r} is not supported, {fixed[key]!r} is")
@@ -150,13 +140,41 @@ def read_config(
         **sizes,
         **rope,
         **{trait: getattr(family, trait) for trait in TRAITS},
-        head_size=head_size,
+        norm_eps=norm_eps,
         tie_embeddings="lm_head.weight" not in tensors if tied is None else tied,
         window=window,
         window_layers=layers,
         param_dtype=_dtype(tensors) if own.param_dtype == "float32" else own.param_dtype,
         logit_chunk=own.logit_chunk or CHUNK * (sizes["vocab_size"] > LARGE),
     )
+
+
+def _take(said: dict[str, Any], key: str, where: str) -> Any:
+    """Takes a setting that has no default out of `said`."""
+    if said.get(key) is None:
+        raise ValueError(f"{where} does not say {key}, without which no such model can be built")
+    return said.pop(key)
+
+
+def _number(
+    said: dict[str, Any], key: str, where: str, whole: bool = False, zero: bool = False
+) -> int | float:
+    """Takes a number above 0, or from 0 where `zero` may be, out of `said`."""
+    value = _take(said, key, where)
+    kind = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not kind or not 0 <= value < math.inf or (value == 0 and not zero):
+        raise ValueError(
+            f"{where}: {key}={value!r} must be a {'whole ' if whole else ''}number "
+            f"{'from' if zero else 'above'} 0"
+        )
+    return value
+
+
+def _switch(said: dict[str, Any], key: str, where: str) -> bool | None:
+    """Takes what is on or off out of `said`, or None where that is not said."""
+    if (value := said.pop(key, None)) not in (None, False, True):
+        raise ValueError(f"{where}: {key}={value!r} must be true or false")
+    return value
 
 
 def _dtype(tensors: Mapping[str, np.ndarray]) -> str:
@@ -181,7 +199,7 @@ def _read_ropes(fields: dict[str, Any], local: bool, windows: bool, where: str) 
             raise ValueError(
                 f"{where}: rope_type={kind!r} of sliding_attention is not supported, 'default' is"
             )
-        settings["rope_local_theta"] = _read_rope(near, f"{where}, sliding_attention,")["rope_theta"]
+        settings["rope_local_theta"] = _read_rope(near, f"sliding_attention of {where}")["rope_theta"]
     return settings
 
 
@@ -193,9 +211,7 @@ def _settings(value: Any, key: str, where: str) -> Mapping[str, Any]:
 
 def _read_rope(said: dict[str, Any], where: str) -> dict[str, float]:
     said = dict(said)
-    theta = said.pop("rope_theta", None)
-    if theta is None:
-        raise ValueError(f"{where} does not say rope_theta")
+    settings = {"rope_theta": float(_number(said, "rope_theta", where))}
     kind = said.pop("rope_type", None) or said.pop("type", "default")
     said.pop("type", None)
     if said.pop("partial_rotary_factor", 1.0) != 1.0:
@@ -210,14 +226,16 @@ def _read_rope(said: dict[str, Any], where: str) -> dict[str, float]:
             "rope_high": "high_freq_factor",
         },
     }
-    if kind not in keys:
+    if kind not in tuple(keys):
         raise ValueError(f"{where}: rope_type={kind!r} is not supported; these are: {', '.join(keys)}")
     if said.keys() != set(keys[kind].values()):
         raise ValueError(
             f"{where}: rope_type={kind!r} takes {', '.join(keys[kind].values()) or 'no further settings'}, "
             f"but is given {', '.join(said) or 'none'}"
         )
-    return {"rope_theta": float(theta), **{ours: said[theirs] for ours, theirs in keys[kind].items()}}
+    for ours, theirs in keys[kind].items():
+        settings[ours] = _number(said, theirs, where, whole=ours == "rope_original")
+    return settings
 
 
 def _read_window(
@@ -226,17 +244,21 @@ def _read_window(
     """Takes window and its layers out of `fields`."""
     if not family.windows:
         return 0, ()
-    window, types, number = (fields.pop(k, None) for k in ("sliding_window", "layer_types", family.windows))
+    said = {k: fields.pop(k, None) for k in ("sliding_window", "layer_types", family.windows)}
+    window, types = said["sliding_window"], said["layer_types"]
     pattern = family.windows == "sliding_window_pattern"
-    used = pattern or fields.pop("use_sliding_window", None)
+    used = pattern or _switch(fields, "use_sliding_window", where)
     if used is None:
         raise ValueError(f"{where} does not say use_sliding_window")
-    if types is None:
-        if used and not number:
+    if types is None and used:
+        if said[family.windows] is None:
             raise ValueError(f"{where} says neither layer_types nor {family.windows}")
-        near = [used and ((n + 1) % number > 0 if pattern else n >= number) for n in range(layers)]
+        number = _number(said, family.windows, where, whole=True, zero=not pattern)
+        near = [(n + 1) % number > 0 if pattern else n >= number for n in range(layers)]
         types = [LAYER_TYPES[x] for x in near]
-    if len(types) != layers or set(types) - set(LAYER_TYPES):
+    elif types is None:
+        types = [LAYER_TYPES[0]] * layers
+    if not isinstance(types, list) or len(types) != layers or any(x not in LAYER_TYPES for x in types):
         raise ValueError(
             f"{where}: layer_types={types} must be 'full_attention' or 'sliding_attention' for each of "
             f"num_hidden_layers={layers}"
@@ -245,7 +267,7 @@ def _read_window(
     if chosen and not (used and window):
         switch = "" if pattern else f"use_sliding_window={used} and "
         raise ValueError(f"{where}: layer_types has sliding_attention, but {switch}sliding_window={window}")
-    return (window, chosen) if chosen else (0, ())
+    return (_number(said, "sliding_window", where, whole=True), chosen) if chosen else (0, ())
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
@@ -265,7 +287,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     kind, family = fit[0]
     fields = {"model_type": kind, "architectures": [family.architecture], "torch_dtype": c.param_dtype}
     fields |= {theirs: getattr(c, ours) for ours, theirs in SIZES.items()}
-    fields |= {"head_dim": c.head_size, "max_position_embeddings": c.max_len}
+    fields |= {"rms_norm_eps": c.norm_eps, "head_dim": c.head_size, "max_position_embeddings": c.max_len}
     fields |= dict([ACTIVATIONS[c.activation]])
     fields |= {"tie_word_embeddings": c.tie_embeddings, "rope_theta": c.rope_theta, "rope_scaling": None}
     if c.rope_factor != 1 and not c.rope_original:

@@ -25,6 +25,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
       ValueError: another version, numbers that make no model, or another length than they make.
     """
+    tensorfile.refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEADER.size)
@@ -72,7 +73,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             tensors[f"model.{name}.weight"] = array
         elif name != "rotary":
             tensors |= {f"model.layers.{n}.{name}.weight": array[n] for n in range(N)}
-    sizes = {"vocab_size": V, "width": D, "layers": N, "heads": H, "kv_heads": J, "ff": F, "norm_eps": 1e-5}
+    sizes = {"vocab_size": V, "width": D, "layers": N, "heads": H, "kv_heads": J, "ff": F}
     fields = {theirs: sizes[ours] for ours, theirs in families.SIZES.items()}
-    fields |= {"model_type": "llama", "hidden_act": "silu", "rope_theta": 10_000.0}
+    fields |= {"model_type": "llama", "hidden_act": "silu", "rope_theta": 10_000.0, "rms_norm_eps": 1e-5}
     return fields | {"max_position_embeddings": T, "tie_word_embeddings": tied}, tensors

@@ -235,7 +235,13 @@ CHANGES = {
     "two ropes": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_parameters and rope_scaling"),
     "a word for a rope": ({"rope_parameters": "linear"}, "rope_parameters='linear' must be an object"),
     "three turned": ({"use_mrope": True}, "use_mrope=True is not supported, False is"),
-    "no number": ({"hidden_size": "48"}, "hidden_size='48' must be a number"),
+    "no number": ({"hidden_size": "48"}, "config.json: hidden_size='48' must be a whole number above 0"),
+    "half a number": ({"hidden_size": 48.5}, "hidden_size=48.5 must be a whole number above 0"),
+    "none at all": ({"num_attention_heads": 0}, "num_attention_heads=0 must be a whole number above 0"),
+    "a word for a head": ({"head_dim": "8"}, "head_dim='8' must be a whole number above 0"),
+    "families": ({"model_type": ["llama"]}, r"model_type=\['llama'\] is not supported"),
+    "a word for a number": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5' must be a number from 0"),
+    "a word for a switch": ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' must be true or false"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, 'silu' is"),
     "biases": ({"mlp_bias": True}, "mlp_bias=True is not supported, False is"),
     "not said": ({"rms_norm_eps": None}, "does not say rms_norm_eps"),
@@ -249,6 +255,18 @@ CHANGES = {
     "a layer more": ({"num_hidden_layers": 4}, r"lacks 9 of 39 tensors .*: model.layers.3"),
     "a layer less": ({"num_hidden_layers": 2}, r"holds 9 tensors that its config.json has no place for"),
 }
+
+
+ROPES = [
+    ({"rope_theta": "abc"}, "config.json: rope_theta='abc' must be a number above 0"),
+    ({"rope_theta": True}, "rope_theta=True must be a number above 0"),
+    ({"rope_theta": float("inf")}, "rope_theta=inf must be a number above 0"),
+    ({"rope_type": ["llama3"]}, r"rope_type=\['llama3'\] is not supported"),
+    ({"factor": "8"}, "factor='8' must be a number above 0"),
+    ({"factor": None}, "does not say factor"),
+    ({"original_max_position_embeddings": 0}, "original_max_position_embeddings=0 must be a whole number"),
+]
+CHANGES |= {str(rope): ({"rope_parameters": LLAMA3 | rope}, said) for rope, said in ROPES}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -267,7 +285,12 @@ def test_what_is_not_supported_is_named(change, saved, tmp_path):
         ({"use_sliding_window": None}, "does not say use_sliding_window"),
         ({"layer_types": ["sliding_attention"]}, "for each of num_hidden_layers=3"),
         ({"layer_types": ["chunked_attention"] * 3}, "must be 'full_attention' or 'sliding_attention'"),
+        ({"layer_types": 3}, "layer_types=3 must be 'full_attention' or 'sliding_attention'"),
+        ({"layer_types": [["full_attention"]] * 3}, "must be 'full_attention' or 'sliding_attention'"),
         ({"use_sliding_window": False}, "but use_sliding_window=False and sliding_window=5"),
+        ({"use_sliding_window": "yes"}, "use_sliding_window='yes' must be true or false"),
+        ({"sliding_window": "5"}, "sliding_window='5' must be a whole number above 0"),
+        ({"layer_types": None, "max_window_layers": "1"}, "max_window_layers='1' must be a whole number"),
     ],
 )
 def test_windows_that_disagree_are_named(change, said, saved):
@@ -288,18 +311,19 @@ def refused(folder, change, said):
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
         ({"hidden_activation": "gelu"}, "hidden_activation='gelu' is not supported, 'gelu_pytorch_tanh' is"),
         ({"query_pre_attn_scalar": None}, "does not say query_pre_attn_scalar"),
+        ({"query_pre_attn_scalar": "7"}, "query_pre_attn_scalar='7' must be a whole number above 0"),
         ({"head_dim": None}, "does not say head_dim"),
         ({"layer_types": None}, "says neither layer_types nor sliding_window_pattern"),
         (
             {"layer_types": None, "sliding_window_pattern": 0},
-            "says neither layer_types nor sliding_window_pattern",
+            "sliding_window_pattern=0 must be a whole number above 0",
         ),
         (
             {"rope_parameters": dict.fromkeys(GEMMA3_ROPE, "linear")},
             "must have an entry for each of .*'sliding_attention'",
         ),
         ({"sliding_window": None}, "has sliding_attention, but sliding_window=None"),
-        ({"rope_parameters": None, "rope_theta": 1e6}, "sliding_attention, does not say rope_theta"),
+        ({"rope_parameters": None, "rope_theta": 1e6}, "sliding_attention of .* does not say rope_theta"),
         ({"rope_parameters": {"rope_theta": 1e6}}, "must have an entry for each of .*'sliding_attention'"),
         (
             {"rope_parameters": GEMMA3_ROPE | {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}},

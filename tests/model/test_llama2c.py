@@ -151,6 +151,7 @@ def test_bad_files(tmp_path):
     whole = path.read_bytes()
     for content, said in (
         (b"short", "it has 5 bytes, its header 28"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
         (whole[:-4], f"has {len(whole) - 4:,} bytes, but a model of its header {len(whole):,}"),
         (whole + b"....", "fetch it again"),
         (
