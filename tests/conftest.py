@@ -4,14 +4,17 @@ Freed memory is kept, as `launch.main` does. Programs, those of processes that t
 compiled with as little thought as XLA can be brought to: they run for milliseconds and took far longer.
 """
 
+import importlib.metadata
 import os
 
 # Devices that are threads wait for each other; XLA would abort where other jobs keep the cores for 40 s.
-for flag, value in {
+FLAGS = {
     "--xla_force_host_platform_device_count": 8,
     "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
-    "--xla_cpu_use_fusion_emitters": "false",  # the older emitters compile in a quarter of the time
-}.items():
+}
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end at flags that they do not know
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"  # the older emitters compile in a quarter of the time
+for flag, value in FLAGS.items():
     if flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
 
