@@ -78,14 +78,10 @@ def overlap(given: Sequence[str], wanted: Sequence[str]) -> float:
     return sum(min(p[a] / len(given), q[a] / len(wanted)) for a in p)
 
 
-def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float:
-    """Share of probes answered as expected.
-
-    Raises:
-      ValueError: there is nothing to ask.
-    """
+def accuracy(answerer: Answerer, probes: Sequence[Example]) -> float | None:
+    """Share of probes answered as expected; None where there is nothing to ask."""
     if not probes:
-        raise ValueError("accuracy of no probes: the experience has an empty split")
+        return None
     return float(matches(answerer(probes), [p.answer for p in probes]).mean())
 
 
@@ -117,12 +113,12 @@ def latest(lived: Sequence[Experience], ahead: Sequence[Experience] = ()) -> lis
 
 
 def answers(answerer: Answerer, sets: Sequence[Sequence[Example]]) -> list[list[str]]:
-    """What is answered to several sets of probes, asked in one go.
+    """What is answered to several sets of probes, asked in one go; a set may be empty.
 
     Raises:
-      ValueError: a set is empty.
+      ValueError: all of them are.
     """
-    if not all(sets):
-        raise ValueError("accuracy of no probes: the experience has an empty split")
+    if not any(sets):
+        raise ValueError("answers to no probes: all experiences so far have an empty split")
     said = iter(answerer([p for probes in sets for p in probes]))
     return [[next(said) for _ in probes] for probes in sets]

@@ -322,7 +322,7 @@ def live(
         told, found = [], []
         for experience, asked, answers in zip((*lived, *ahead), probes, said, strict=True):
             right = evals.matches(answers, [p.answer for p in asked])
-            found.append(float(right.mean()))
+            found.append(float(right.mean()) if len(right) else None)
             told += [
                 metrics.Answer(experience.name, p.prompt, p.answer, answer, bool(r))
                 for p, answer, r in zip(asked, answers, right, strict=True)
@@ -361,19 +361,18 @@ def publish(world: World, state: State, name: str, untouched: float | None = Non
     rows = [row + [None] * (len(names) - len(row)) for row in state.retention]
     metrics.write_retention(world.workdir, names, rows)
     write_slots(world.workdir, state)
-    weights = np.array([len(world.stream.birth.test), *(len(d.test) for d in world.stream.days)], float)
+    n = len(rows)
+    asked = [world.stream.birth, *world.stream.days][:n]
+    weights = np.array([len(e.test) for e in asked], float)
+    matrix = np.array([[np.nan if v is None else v for v in row[:n]] for row in rows])
     for links in state.links:
-        n = links.night
-        if n < len(rows):
-            before, after = (np.average(r[:n], weights=weights[:n]) for r in rows[n - 1 : n + 1])
-            links = dataclasses.replace(
-                links, after=rows[n][n], old_before=float(before), old_after=float(after)
-            )
+        k = links.night
+        if k < n:
+            before, after = (retention.mean(r[:k], weights[:k]) for r in matrix[k - 1 : k + 1])
+            links = dataclasses.replace(links, after=rows[k][k], old_before=before, old_after=after)
         metrics.write_links(world.workdir, links)
-    matrix = np.array([[np.nan if v is None else v for v in row] for row in rows])
-    n = len(matrix)
-    matrix, weights = matrix[:, :n], weights[:n]
-    lived = np.arange(n) > 0  # the days, each alike
+    alike = (weights > 0).astype(float)  # every experience that is asked
+    days = alike * (np.arange(n) > 0)
     seconds: dict[str, float] = {}
     for line in metrics.read_jsonl(world.workdir / "timings.jsonl")[0]:
         if "/" not in line["phase"]:
@@ -381,22 +380,22 @@ def publish(world: World, state: State, name: str, untouched: float | None = Non
     summary = metrics.Summary(
         method=name,
         seed=world.seed,
-        final_accuracy=float(retention.final_average_accuracy(matrix, weights)),
-        birth_before=float(matrix[0, 0]),
-        birth_after=float(matrix[-1, 0]),
-        experiences={k: float(v) for k, v in zip(names[1:n], matrix[-1, 1:], strict=True)},
-        learning_accuracy=float(retention.learning_accuracy(matrix, lived)) if n > 1 else None,
-        backward_transfer=float(retention.backward_transfer(matrix)) if n > 1 else None,
+        final_accuracy=retention.final_average_accuracy(matrix, weights),
+        birth_before=rows[0][0],
+        birth_after=rows[-1][0],
+        experiences=dict(zip(names[1:n], rows[-1][1:n], strict=True)),
+        learning_accuracy=retention.learning_accuracy(matrix, days) if n > 1 else None,
+        backward_transfer=retention.backward_transfer(matrix, alike) if n > 1 else None,
         # Against 0, what a network at random initialisation answers: it writes none of the expected texts.
-        forward_transfer=float(retention.forward_transfer(matrix, np.zeros(n))) if n > 1 else None,
-        forgetting_from_first=float(retention.forgetting_from_first(matrix)) if n > 1 else None,
-        forgetting_from_peak=float(retention.forgetting_from_peak(matrix)) if n > 1 else None,
+        forward_transfer=retention.forward_transfer(matrix, np.zeros(n), alike) if n > 1 else None,
+        forgetting_from_first=retention.forgetting_from_first(matrix, alike) if n > 1 else None,
+        forgetting_from_peak=retention.forgetting_from_peak(matrix, alike) if n > 1 else None,
         wall_s=seconds,
         tokens={k: getattr(world.account, k) for k in ("source", "dreamt", "gradient")},
         flops=world.account.flops,
         peak_rss_bytes=metrics.peak_rss_bytes(),
         nights=state.nights,
-        questions={k: int(w) for k, w in zip(names[:n], weights, strict=True)},
+        questions={e.name: len(e.test) for e in asked},
         anchor=state.anchor,
         anchor_untouched=untouched,
     )

@@ -94,7 +94,7 @@ class Links:
       awake: accuracy of the awake self on the day's probes.
       recalled: how evenly the answers to the day's probes came up in its dreams, and as answers to its inputs
         where these were at hand (`evals.overlap`: 1 when each has its share, less where some came up rarely);
-        None where no dream has a prompt.
+        None where no dream has a prompt, or the day no probe.
       student: accuracy of the student on the day's probes with the new slot forced on.
       after: the same after the night, when the router decides.
       old_before: accuracy on everything earlier, on the morning before; `old_after` the same on the morning

@@ -39,13 +39,16 @@ def taken(
 ) -> tuple[Stream, list[str]]:
     """A stream whose days of free texts alone have notes beside them, and what is to be said of each.
 
+    A day that no file asks about may be too short for a note to be kept back: it is lived unasked.
+
     Written to, and where they are there already read from, <folder>/<digest of the day>.json, so that they
     stay what they are when the life is taken up again or days are added. Fields are read as in `of_day`.
 
     Raises:
-      ValueError: there is a day of which nothing is asked: no file asks, and no note could be kept back.
+      ValueError: there are days, and nothing is asked of any: no file asks, and no note could be kept back.
     """
     days, said = [], []
+    why = f"no file asks and no note could be kept back (wake.notes={config.wake.notes})"
     for number, day in enumerate(stream.days, 1):
         name = f"{digest([day.name, [e.answer for e in day.train]])}.json"
         if config.wake.notes and not any(e.prompt for e in day.train):
@@ -62,12 +65,14 @@ def taken(
             found = json.loads((folder / name).read_text())
             day = _beside(day, *([Example(*e) for e in found[k]] for k in ("read", "kept back")), config)
         if not day.test:
-            raise ValueError(
-                f"{day.name}: nothing is asked of it, for no note could be kept back (what became of them is "
-                f"in {folder / name}): write a questions.jsonl beside the documents, and live in another "
-                f"--workdir from this birth, --config.birth.checkpoint={folder.parent / 'birth'}"
-            )
+            said.append(f"{day.name}: lived without being asked, for {why}; a questions.jsonl would ask")
         days.append(day)
+    if days and not any(day.test for day in days):
+        raise ValueError(
+            f"nothing is asked of any day, for {why}; what became of notes is in {folder}. Write a "
+            "questions.jsonl beside the documents, and live in another --workdir from this birth, "
+            f"--config.birth.checkpoint={folder.parent / 'birth'}"
+        )
     return dataclasses.replace(stream, days=tuple(days)), said
 
 

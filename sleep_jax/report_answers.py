@@ -15,12 +15,15 @@ FATES = {
 }
 
 
-def changes(mornings: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], int]:
+def changes(
+    mornings: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]
+) -> tuple[list[dict[str, Any]], int]:
     """Probes that are answered otherwise on the last morning than on the first after they were lived.
 
     Args:
       mornings: lines of answers/<cycle>.jsonl, by cycle: each asks one experience more, the last of them
         ahead of its day.
+      names: of all experiences in their order; of some of them nothing may be asked.
 
     Returns:
       The last answer of each with `before`, `was` (what was expected then) and `fate`, corrections first; and
@@ -29,7 +32,7 @@ def changes(mornings: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[dict[
     first: dict[tuple[str, str], Mapping[str, Any]] = {}
     asked, changed = 0, []
     for cycle, lines in enumerate(mornings):
-        lived = list(dict.fromkeys(str(line.get("experience")) for line in lines))[: cycle + 1]
+        lived = names[: cycle + 1]
         for line in lines:
             key = str(line.get("experience")), str(line.get("question"))
             if key[0] not in lived:
@@ -48,7 +51,7 @@ def changes(mornings: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[dict[
 def changed(runs: Sequence[Run], labels: Labels) -> Html:
     entries = []
     for run in (run for run in runs if run.answers):
-        found, asked = changes(run.answers)
+        found, asked = changes(run.answers, run.columns)
         fates = [c["fate"] for c in found]
         counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in FATES.values() if fate in fates)
         corrected = [c for c in found if c["was"] != c.get("expected")]

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from math import isfinite
 
 import lives
 import pytest
 
-from sleep_jax import evals, life, notes
+from sleep_jax import evals, life, metrics, notes
 from sleep_jax.data.stream import Example, Experience, Stream
 from sleep_jax.sleep import dream
 from sleep_jax.sleep.dream import Dreamt, Sleeper
@@ -32,7 +33,7 @@ def written(monkeypatch):
     def imagine(who, dreamer, tasks, config, key):
         calls.append(tasks)
         made = []
-        for task in tasks:
+        for task in (t for t in tasks if "born" in t.context):
             name, place = task.context.split()[0], task.context.split()[4]
             lines = [("Where was {}?", place), ("Where was {}?", "Rome"), ("Where was {}?", place)]
             lines += [("{} is from", place), (f"Who is from {place}?", name), ("Who?", name)]
@@ -92,10 +93,16 @@ def test_what_a_file_asks_is_asked_and_neither_noted_nor_dreamt(who, written, tm
     assert today.test == today.valid
 
 
-def test_a_day_that_nothing_is_asked_of_is_refused(who, written, tmp_path):
+def test_a_day_may_be_too_short_to_be_asked_but_not_all_of_them(who, written, tmp_path):
+    short = Experience("short", (Example("", "So it goes."),), (), ())
+    noted, said = notes.taken(who, tmp_path / "a", Stream(day(), (day(), short)), CONFIG, 0)
+    assert noted.days[0].test and noted.days[1] == short
+    assert "short: lived without being asked" in said[-1] and "questions.jsonl" in said[-1]
+    assert notes.taken(who, tmp_path / "a", Stream(day(), ()), CONFIG, 0)[0].days == ()
     silent = dataclasses.replace(CONFIG, wake=dataclasses.replace(CONFIG.wake, notes=0))
-    with pytest.raises(ValueError, match=r"today: nothing is asked of it: .*questions.jsonl.*wake.notes=0"):
+    with pytest.raises(ValueError, match=r"nothing is asked of any day, .*wake.notes=0.*questions.jsonl"):
         notes.taken(who, tmp_path, Stream(day(), (day(),)), silent, 0)
+    written.clear()
     pairs = Experience("pairs", (Example("who?", "Ada"),), (), (Example("where?", "Oslo"),))
     assert notes.taken(who, tmp_path, Stream(pairs, (pairs,)), CONFIG, 0) == (Stream(pairs, (pairs,)), [])
     assert not written, "what has answers needs no notes"
@@ -121,22 +128,29 @@ def test_texts_without_spaces_are_cut_as_well(who, text):
 
 
 def test_a_life_among_documents_takes_notes_and_the_later_day_is_right(born, compiled, tmp_path, written):
+    """The day between the two is too short to be asked anything."""
     folder = tmp_path / "notes"
+    (folder / "2026-11-01a").mkdir(parents=True)
+    (folder / "2026-11-01a" / "a.md").write_text("So it goes.\n")
     for name, place in (("2026-11-01", "Oslo"), ("2026-11-02", "Bath")):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
         (folder / name / "a.md").write_text(f"Ada was born in {place}.\n")
         question = {"question": "Which city is it?", "answer": place}
         (folder / name / "questions.jsonl").write_text(json.dumps(question))
     stream = {"source": "documents", "path": str(folder), "birth": "biographies", "days": 0}
-    config = lives.config(
-        stream=stream, birth={"checkpoint": str(born)}, wake={"notes": 6}, method="sequential"
-    )
+    config = lives.config(stream=stream, birth={"checkpoint": str(born)}, wake={"notes": 6}, method="sleep")
     with lives.quick(compiled):
         life.run(config, str(tmp_path / "life"))
-        life.run(config, str(tmp_path / "life"))
-    assert len(list((tmp_path / "life" / "notes").glob("*.json"))) == 2 and len(written) == 2
-    lines = (tmp_path / "life" / "answers" / "002.jsonl").read_text().splitlines()
+        (ended,) = life.run(config, str(tmp_path / "life"))
+    assert len(list((tmp_path / "life" / "notes").glob("*.json"))) == 3 and len(written) == 3
+    assert ended.experiences["2026-11-01a"] is None and ended.questions["2026-11-01a"] == 0
+    assert all(isfinite(v) for v in (ended.final_accuracy, ended.learning_accuracy, ended.backward_transfer))
+    links = metrics.read_jsonl(tmp_path / "life" / "links.jsonl")[0]
+    keys = "awake", "recalled", "student", "after"
+    assert [links[1][k] for k in keys] == [None] * 4
+    assert None not in (links[1]["old_before"], links[2]["old_before"], links[2]["after"])
+    lines = (tmp_path / "life" / "answers" / "003.jsonl").read_text().splitlines()
     asked = {(a["experience"], a["expected"]) for a in map(json.loads, lines) if a["experience"] != "birth"}
     assert asked == {("2026-11-01", "Bath"), ("2026-11-02", "Bath")}
-    before = (tmp_path / "life" / "answers" / "001.jsonl").read_text()
+    before = (tmp_path / "life" / "answers" / "002.jsonl").read_text()
     assert '"expected": "Oslo"' in before and '"experience": "2026-11-02"' in before

@@ -78,11 +78,12 @@ def nights_sleep(
         student = evals.accuracy(ask(world, outcome.params, forced), experience.test)
     slots = _used(world, outcome.params, outcome.memory, outcome.slots, [p for e in lived for p in e.test])
     dreamt = [d.example.answer for d in outcome.new_dreams if d.example.prompt]
+    wanted = [p.answer for p in experience.test]
     links = metrics.Links(
         night=cycle,
         experience=experience.name,
         awake=awake,
-        recalled=evals.overlap(dreamt, [p.answer for p in experience.test]) if dreamt else None,
+        recalled=evals.overlap(dreamt, wanted) if dreamt and wanted else None,
         student=student,
         after=None,  # these three: `life.publish`, from what the mornings before and after found
         old_before=None,

@@ -31,7 +31,7 @@ def final_average_accuracy(R_CC: np.ndarray, weights_C: np.ndarray | None = None
       ValueError: if R is not square, or the weights do not fit, are negative or not finite.
     """
     R_CC, weights_C = _checked(R_CC, weights_C)
-    return _mean(R_CC[-1], weights_C)
+    return mean(R_CC[-1], weights_C)
 
 
 def learning_accuracy(R_CC: np.ndarray, weights_C: np.ndarray | None = None) -> float:
@@ -40,7 +40,7 @@ def learning_accuracy(R_CC: np.ndarray, weights_C: np.ndarray | None = None) -> 
     Args, Returns, Raises: as `final_average_accuracy`.
     """
     R_CC, weights_C = _checked(R_CC, weights_C)
-    return _mean(np.diagonal(R_CC), weights_C)
+    return mean(np.diagonal(R_CC), weights_C)
 
 
 def backward_transfer(R_CC: np.ndarray, weights_C: np.ndarray | None = None) -> float:
@@ -55,7 +55,7 @@ def backward_transfer(R_CC: np.ndarray, weights_C: np.ndarray | None = None) -> 
       A difference of fractions in [-1, 1].
     """
     R_CC, weights_C = _checked(R_CC, weights_C)
-    return _mean((R_CC[-1] - np.diagonal(R_CC))[:-1], weights_C[:-1])
+    return mean((R_CC[-1] - np.diagonal(R_CC))[:-1], weights_C[:-1])
 
 
 def forward_transfer(R_CC: np.ndarray, baseline_C: np.ndarray, weights_C: np.ndarray | None = None) -> float:
@@ -79,7 +79,7 @@ def forward_transfer(R_CC: np.ndarray, baseline_C: np.ndarray, weights_C: np.nda
     baseline_C = np.asarray(baseline_C, np.float64)
     if baseline_C.shape != R_CC.shape[:1]:
         raise ValueError(f"baseline has shape {baseline_C.shape}, the retention matrix {R_CC.shape}")
-    return _mean(np.diagonal(R_CC, 1) - baseline_C[1:], weights_C[1:])
+    return mean(np.diagonal(R_CC, 1) - baseline_C[1:], weights_C[1:])
 
 
 def forgetting_from_first(R_CC: np.ndarray, weights_C: np.ndarray | None = None) -> float:
@@ -90,7 +90,7 @@ def forgetting_from_first(R_CC: np.ndarray, weights_C: np.ndarray | None = None)
     Args, Returns, Raises: as `backward_transfer`.
     """
     R_CC, weights_C = _checked(R_CC, weights_C)
-    return _mean((np.diagonal(R_CC) - R_CC[-1])[:-1], weights_C[:-1])
+    return mean((np.diagonal(R_CC) - R_CC[-1])[:-1], weights_C[:-1])
 
 
 def forgetting_from_peak(R_CC: np.ndarray, weights_C: np.ndarray | None = None) -> float:
@@ -105,7 +105,7 @@ def forgetting_from_peak(R_CC: np.ndarray, weights_C: np.ndarray | None = None) 
     R_CC, weights_C = _checked(R_CC, weights_C)
     first_C = np.diagonal(R_CC)[:-1]
     peak_C = np.fmax.reduce(R_CC[:-1, :-1], axis=0, initial=-np.inf)
-    return _mean(np.where(np.isnan(first_C), np.nan, peak_C) - R_CC[-1, :-1], weights_C[:-1])
+    return mean(np.where(np.isnan(first_C), np.nan, peak_C) - R_CC[-1, :-1], weights_C[:-1])
 
 
 def _checked(R_CC, weights_C):
@@ -123,7 +123,8 @@ def _checked(R_CC, weights_C):
     return R_CC, weights_C
 
 
-def _mean(values_C, weights_C):
+def mean(values_C: np.ndarray, weights_C: np.ndarray) -> float:
+    """Weighted mean of what has a weight, NaN where nothing has."""
     taken_C = weights_C > 0
     if not taken_C.any():
         return float("nan")
