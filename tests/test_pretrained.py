@@ -146,6 +146,17 @@ def test_added_words_may_stand_beyond_the_rows_and_are_new(folder, tmp_path, com
         pretrained.tokenizer(str(folder), "")
 
 
+def test_a_head_that_is_the_embedding_is_counted_once(folder, capsys):
+    stored = tensorfile.read(folder / "model.safetensors")
+    size = sum(x.size for x in stored.values())
+    stored = {k: np.array(x) for k, x in stored.items()}
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
+    shapes = {k: (x.shape, "float32") for k, x in stored.items()}
+    tensorfile.write(folder / "model.safetensors", shapes, stored.__getitem__)
+    pretrained.tokenizer(str(folder), "")
+    assert f"{size:,} parameters" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words, config, wanted",
     [
@@ -195,11 +206,40 @@ def test_a_name_that_the_vocabulary_lacks_is_an_error(tmp_path):
         Tokenizer.load(path)
 
 
-@pytest.mark.parametrize("form", ["config", "named", "file"])
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ({"eos_token": {}}, "eos_token={} must be a text, or an object with a text as its content"),
+        ({"eos_token": {"content": None}}, "eos_token={'content': None} must be a text"),
+        ({"eos_token": 3}, "eos_token=3 must be a text"),
+        ({"extra_special_tokens": {"ans_token": ["<e>"]}}, "ans_token=.* must be a text"),
+        ({"chat_template": {"default": CHAT}}, "chat_template={'default': .* must be a text, or a list of"),
+        (
+            {"chat_template": [{"name": "default"}]},
+            "chat_template=.* list of objects with a name and a template",
+        ),
+        ({"chat_template": ["default"]}, "chat_template=.* list of objects with a name and a template"),
+    ],
+)
+def test_what_is_said_beside_a_tokenizer_in_another_type_is_named(config, said, tmp_path):
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {said}"):
+        Tokenizer.load(write_tokenizer(tmp_path, "<e>", config=config))
+
+
+DIALECT = (  # what templates take to be there
+    "{% if tools is none and documents is none %}no tools{% endif %}\n"
+    "{% set said = 'outside' %}{% for m in messages %}\n  {% generation %}\n"
+    "{% set said = m.role %}{{ said ~ loop.index }}{% endgeneration %}\n{% endfor %}{{ said }}\n"
+    "{{ messages | tojson(false, 2, sort_keys=true) }}{{ messages | tojson(separators=(',', ':')) }}"
+)
+
+
+@pytest.mark.parametrize("form", ["config", "named", "file", "dialect"])
 def test_dialogues_are_those_that_transformers_renders(form, tmp_path):
     pytest.importorskip("jinja2", reason="jinja2 is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    chat = {"config": CHAT, "named": [{"name": "default", "template": CHAT}], "file": None}[form]
+    named = [{"name": "default", "template": CHAT}]
+    chat = {"config": CHAT, "named": named, "file": None, "dialect": DIALECT}[form]
     config = {"eos_token": "<|end|>", "chat_template": chat, "tokenizer_class": "PreTrainedTokenizerFast"}
     path = write_tokenizer(tmp_path, "<|end|>", "<|start|>", config=config)
     if form == "file":
@@ -213,9 +253,10 @@ def test_dialogues_are_those_that_transformers_renders(form, tmp_path):
     assert tok.asked(messages) == list(wanted)
     assert len(tok.encode("<|end|>")) > 1  # which is a text again
 
-    tok.chat_template = "{{ raise_exception('no ' + messages[0].role) }}"
-    with pytest.raises(ValueError, match="refuses this: no system"):
-        tok.asked(messages)
+    for template, said in (("raise_exception('no ' + messages[0].role)", "no system"), ("1 + 'a'", "unsupp")):
+        tok.chat_template = "{{ " + template + " }}"
+        with pytest.raises(ValueError, match=f"refuses this: {said}"):
+            tok.asked(messages)
     tok.chat_template = ""
     with pytest.raises(ValueError, match="has no chat template"):
         tok.asked(messages)

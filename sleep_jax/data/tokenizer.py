@@ -4,8 +4,8 @@ import json
 import os
 import pathlib
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -168,24 +168,11 @@ class Tokenizer:
         if not self.chat_template:
             raise ValueError("this tokenizer has no chat template: its checkpoint has learnt no dialogues")
         try:
-            import jinja2.sandbox
+            from sleep_jax.data import chat
         except ImportError as error:
             raise ImportError("chat templates are rendered with jinja2: pip install jinja2") from error
-
-        def refuse(message: str):
-            raise jinja2.TemplateError(message)
-
-        # The environment that transformers renders templates in.
-        rules = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        rules.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
         names = {f"{kind}_token": self.names[kind] for kind in KINDS[:3]}
-        rules.globals |= {"raise_exception": refuse, "strftime_now": time.strftime, **names}
-        try:
-            text = rules.from_string(self.chat_template).render(messages=messages, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template of the checkpoint refuses this: {error}") from error
+        text = chat.render(self.chat_template, messages, names)
         self._inner.encode_special_tokens = False
         try:
             return self._inner.encode(text, add_special_tokens=False).ids
@@ -209,7 +196,9 @@ def _said_beside(path: pathlib.Path) -> tuple[dict[str, str], str]:
         raise ValueError(f"{file} is not a JSON object: {error}") from error
     said = {kind: config.get(f"{kind}_token") for kind in KINDS[:3]}
     said |= {kind: extra.get(f"{kind}_token") for kind in KINDS[3:]} if isinstance(extra, dict) else {}
-    names = {kind: t["content"] if isinstance(t, dict) else t for kind, t in said.items() if t}
+    names = {
+        kind: _name(token, f"{file}: {kind}_token") for kind, token in said.items() if token not in (None, "")
+    }
     if "eos" in names:
         names.setdefault("bos", names["eos"])
     if names.get("pad") in (names.get("bos"), names.get("eos")):  # padding must not end a text
@@ -217,7 +206,31 @@ def _said_beside(path: pathlib.Path) -> tuple[dict[str, str], str]:
     template = path.with_name("chat_template.jinja")
     if template.exists():
         return names, template.read_text(encoding="utf-8")
-    chat = config.get("chat_template") or ""
-    if not isinstance(chat, str):  # several by name
-        chat = next((t["template"] for t in chat if t.get("name") == "default"), "")
-    return names, chat
+    return names, _template(config.get("chat_template"), file)
+
+
+def _name(said: Any, where: str) -> str:
+    """What a special token is called: a text, or an object that holds it among other things."""
+    name = said.get("content") if isinstance(said, dict) else said
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}={said!r} must be a text, or an object with a text as its content")
+    return name
+
+
+def _template(said: Any, file: pathlib.Path) -> str:
+    """The template for dialogues, of one or of several by name; "" where there is none."""
+    match said:
+        case None:
+            return ""
+        case str():
+            return said
+        case [*several] if all(_is_named(x) for x in several):
+            return next((x["template"] for x in several if x["name"] == "default"), "")
+    raise ValueError(
+        f"{file}: chat_template={str(said)[:200]} must be a text, or a list of objects with a name and "
+        "a template"
+    )
+
+
+def _is_named(said: Any) -> bool:
+    return isinstance(said, dict) and all(isinstance(said.get(key), str) for key in ("name", "template"))
