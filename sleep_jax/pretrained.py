@@ -70,8 +70,8 @@ def find(name: str) -> Checkpoint:
         return Checkpoint(name, *found, tokenizer if tokenizer.exists() else None)
     if path.is_file() and path.suffix != ".bin":
         raise ValueError(
-            f"model.checkpoint={name!r} is one file, of which a .bin of llama2.c alone makes a checkpoint: name "
-            "the folder that holds it beside its config.json"
+            f"model.checkpoint={name!r} is one file, and only a .bin of llama2.c is a checkpoint by itself: "
+            "name the folder that holds it beside its config.json"
         )
     folder = path if path.is_dir() else path.parent
     tokenizers = sorted(folder.glob("tok*.bin"))
