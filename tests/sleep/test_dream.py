@@ -178,6 +178,19 @@ def test_dreams_that_say_the_same_are_worth_less_together(who, start, monkeypatc
     assert made[0].gain > made[2].gain > made[1].gain
 
 
+@pytest.mark.parametrize("score", ["norm", "cosine", "greedy"])
+def test_a_gradient_that_is_not_finite_costs_its_own_dream_alone(who, start, monkeypatch, score):
+    made = [dreamt(TASKS[0], t) for t in "abc"] + [dreamt(TASKS[1], t) for t in "de"]
+    gram = np.eye(5)
+    gram[0] = gram[:, 0] = np.nan
+    align = np.array([[np.nan, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, np.nan], [0.0, np.nan]])
+    ranked(monkeypatch, [np.inf, 1.0, 1.1, 1.0, 1.0], align, gram)
+    dream.select(who, start, made, dataclasses.replace(CONFIG, score=score, top=1, random=0), KEY)
+    broken = "its gradient, or that of its context, is not finite"
+    assert [d.reason for d in made] == [broken, "not selected", "", broken, broken]
+    assert math.isfinite(made[1].gain) and math.isfinite(made[2].gain)
+
+
 def test_lucky_ones_come_on_top(who, start, monkeypatch):
     kept = set()
     for seed in range(20):

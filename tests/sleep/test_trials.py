@@ -98,7 +98,10 @@ def test_trained_together_is_trained_alone(self_, start, dreams, together, at_on
 def test_a_mesh_splits_the_trials(self_, start, dreams, together):
     model, params, memory = self_
     partitioner = Partitioner(MeshConfig())
+    assert [trials.together(n, 2, params) for n in (1, 5)] == [1, 2]
     params, memory = partitioner.put(params), partitioner.put(memory)
+    # Every device has as many, where five would be computed by all of them.
+    assert [trials.together(n, at, params) for n, at in ((1, 2), (5, 2), (99, 12))] == [8, 8, 16]
     adapters, nll_IS = trials.train(model, CONFIG, params, memory, start, trials.lessons(dreams, ROW))
     np.testing.assert_allclose(nll_IS, together[1], rtol=1e-5)
     for name, x in adapters.items():
