@@ -62,6 +62,11 @@ def find(name: str) -> Checkpoint:
         fields, tensors = tensorfile.json_object(path / "config.json"), tensorfile.read_folder(path)
         found = families.text_part(fields, tensors)
         return Checkpoint(name, *found, tokenizer if tokenizer.exists() else None)
+    if path.is_file() and path.suffix != ".bin":
+        raise ValueError(
+            f"model.checkpoint={name!r} is one file, but only a .bin of llama2.c is a whole checkpoint: name "
+            "the folder that holds it beside its config.json"
+        )
     folder = path if path.is_dir() else path.parent
     tokenizers = sorted(folder.glob("tok*.bin"))
     models = [path] if path.is_file() else [p for p in sorted(folder.glob("*.bin")) if p not in tokenizers]
@@ -128,7 +133,9 @@ def tokenizer(checkpoint: str, given: str) -> Tokenizer:
         print(
             f"{checkpoint}: {words - found.rows} words added to its tokenizer have no row: they start as new"
         )
-    size = sum(x.size for x in found.tensors.values())
+    # Some files hold the embedding a second time, as the head that it is tied to.
+    copied = {"lm_head.weight"} if found.fields.get("tie_word_embeddings") else ()
+    size = sum(x.size for key, x in found.tensors.items() if key not in copied)
     names = ", ".join(f"{kind} is {name!r}" for kind, name in tok.names.items())
     print(
         f"{checkpoint}: {found.fields['model_type']}, {size:,} parameters, {words:,} words in {found.rows:,} "

@@ -141,6 +141,17 @@ def test_added_words_may_stand_beyond_the_rows_and_are_new(folder, tmp_path, com
         pretrained.tokenizer(str(folder), "")
 
 
+def test_a_head_that_is_the_embedding_is_counted_once(folder, capsys):
+    stored = tensorfile.read(folder / "model.safetensors")
+    size = sum(x.size for x in stored.values())
+    stored = {k: np.array(x) for k, x in stored.items()}
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
+    shapes = {k: (x.shape, "float32") for k, x in stored.items()}
+    tensorfile.write(folder / "model.safetensors", shapes, stored.__getitem__)
+    pretrained.tokenizer(str(folder), "")
+    assert f"{size:,} parameters" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words, config, wanted",
     [

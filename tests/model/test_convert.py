@@ -425,6 +425,47 @@ RELEASED = {  # config.json of released checkpoints, of which transformers write
         | {"initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True},
         {"query_scalar": 256, "window": 512, "rope_local_theta": 1e4, "logit_chunk": 64},
     ),
+    "meta-llama/Llama-3.2-1B": (
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256}
+        | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
+        | {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": True, "hidden_act": "silu"}
+        | {
+            "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 8192}
+            | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        }
+        | {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "attention_dropout": 0.0}
+        | {"bos_token_id": 128_000, "eos_token_id": 128_001, "torch_dtype": "bfloat16", "use_cache": True},
+        {"rope_factor": 32.0, "rope_original": 8192, "rope_high": 4.0, "qkv_bias": False, "logit_chunk": 64},
+    ),
+    "HuggingFaceTB/SmolLM2-135M": (
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 49_152}
+        | {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "hidden_act": "silu"}
+        | {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
+        | {"rms_norm_eps": 1e-5, "rope_theta": 100_000, "rope_scaling": None, "rope_interleaved": False}
+        | {"attention_bias": False, "pretraining_tp": 1, "is_llama_config": True, "attention_dropout": 0.0}
+        | {"bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.041666666666666664}
+        | {"tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True},
+        {"head_size": 64, "rope_theta": 1e5, "rope_factor": 1.0, "qk_norm": False, "logit_chunk": 64},
+    ),
+    "Qwen/Qwen3-0.6B": (
+        {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151_936}
+        | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "head_dim": 128}
+        | {"num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 40_960}
+        | {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000, "rope_scaling": None, "hidden_act": "silu"}
+        | {"sliding_window": None, "use_sliding_window": False, "max_window_layers": 28}
+        | {"attention_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02}
+        | {"bos_token_id": 151_643, "eos_token_id": 151_645, "tie_word_embeddings": True}
+        | {"torch_dtype": "bfloat16", "use_cache": True},
+        {"head_size": 128, "qk_norm": True, "qkv_bias": False, "window": 0, "logit_chunk": 64},
+    ),
+}
+PARAMETERS = {  # that each is known to have
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "google/gemma-3-1b-pt": 999_885_952,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "Qwen/Qwen3-0.6B": 596_049_920,
 }
 
 
@@ -435,6 +476,8 @@ def test_what_a_released_checkpoint_says_is_understood(name):
     c = families.read_config(fields, half, OWN)
     assert {key: getattr(c, key) for key in wanted} == wanted
     assert (c.param_dtype, c.tie_embeddings) == ("bfloat16", True)
+    like = jax.eval_shape(ours(c).init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(like)) == PARAMETERS[name]
 
 
 def test_the_type_of_parameters_is_the_files_or_the_one_that_is_asked_for(saved):

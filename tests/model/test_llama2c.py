@@ -184,6 +184,9 @@ def test_what_is_missing_of_a_checkpoint_is_said(tmp_path):
         pretrained.find(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"nor one model of llama2.c \(it holds 0: none\)"):
         pretrained.find(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="model.safetensors' is one file, .*: name the folder that holds it"):
+        pretrained.find(str(tmp_path / "model.safetensors"))
     for name in "ab":
         write_model(tmp_path / f"{name}.bin")
     with pytest.raises(FileNotFoundError, match=r"\(it holds 2: a.bin, b.bin\)"):
