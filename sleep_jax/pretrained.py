@@ -70,8 +70,8 @@ def find(name: str) -> Checkpoint:
         return Checkpoint(name, *found, tokenizer if tokenizer.exists() else None)
     if path.is_file() and path.suffix != ".bin":
         raise ValueError(
-            f"model.checkpoint={name!r} is one file, and only a .bin of llama2.c is a checkpoint by itself: "
-            "name the folder that holds it beside its config.json"
+            f"model.checkpoint={name!r} is one file, but only a .bin of llama2.c is a whole checkpoint: name "
+            "the folder that holds it beside its config.json"
         )
     folder = path if path.is_dir() else path.parent
     tokenizers = sorted(folder.glob("tok*.bin"))
@@ -144,9 +144,8 @@ def tokenizer(checkpoint: str, given: str) -> Tokenizer:
         print(
             f"{checkpoint}: {words - found.rows} words added to its tokenizer have no row: they start as new"
         )
-    copied = (
-        {"lm_head.weight"} if found.fields.get("tie_word_embeddings") else ()
-    )  # stored in some all the same
+    # Some files hold the embedding a second time, as the head that it is tied to.
+    copied = {"lm_head.weight"} if found.fields.get("tie_word_embeddings") else ()
     size = sum(x.size for key, x in found.tensors.items() if key not in copied)
     names = ", ".join(f"{kind} is {name!r}" for kind, name in tok.names.items())
     print(
