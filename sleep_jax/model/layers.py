@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from sleep_jax.model import lora
@@ -158,6 +159,29 @@ def weight(
     return w.reshape(math.prod(shape[:fan_in]), -1)
 
 
+# Parameters of a layer that read the same, by the module that holds them.
+TOGETHER = {"attn": ("q_NDHK", "k_NDJK", "v_NDJK"), "mlp": ("gate_NDF", "up_NDF")}
+
+
+def products(
+    module: nn.Module, x_BTD: Array, outs: dict[str, tuple[int, ...]], deltas: Tree | None = None
+) -> list[Array]:
+    """x @ w of parameters that read the same, y [B, T, out] each: all as one product where the collection
+    "turned" has them ready, below each other under their names joined by "+".
+
+    Args:
+      module: whose parameters they are.
+      outs: by the name of each, its shape without the leading D.
+      deltas: as in `weight`, by name.
+    """
+    if module.has_variable("turned", joint := "+".join(outs)):
+        ends = np.cumsum([math.prod(out) for out in outs.values()])[:-1]
+        return jnp.split(project(x_BTD, Turned(module.get_variable("turned", joint))), ends, axis=-1)
+    D, deltas = x_BTD.shape[-1], deltas or {}
+    weights = (weight(module, name, (D, *out), delta=deltas.get(name)) for name, out in outs.items())
+    return [project(x_BTD, w) for w in weights]
+
+
 class Attention(nn.Module):
     """Grouped-query attention (2305.13245); returns y_BTD and the pair of keys and values that were read.
 
@@ -180,13 +204,12 @@ class Attention(nn.Module):
     ) -> tuple[Array, tuple[Array, Array]]:
         c = self.config
         D, H, J, K = c.width, c.heads, c.kv_heads, c.head_size
-
-        def heads(name: str, stored: str, count: int) -> Array:
-            y_BTM = project(x_BTD, weight(self, stored, (D, count, K)))
-            y_BTM += lora.added(x_BTD, adapter, name)
-            return y_BTM.reshape(*x_BTD.shape[:2], count, K)
-
-        q_BTHK, k_BTJK, v_BTJK = heads("q", "q_NDHK", H), heads("k", "k_NDJK", J), heads("v", "v_NDJK", J)
+        counts = {"q": H, "k": J, "v": J}
+        outs = {name: (n, K) for name, n in zip(TOGETHER["attn"], counts.values(), strict=True)}
+        q_BTHK, k_BTJK, v_BTJK = (
+            (y_BTM + lora.added(x_BTD, adapter, name)).reshape(*x_BTD.shape[:2], n, K)
+            for y_BTM, (name, n) in zip(products(self, x_BTD, outs), counts.items(), strict=True)
+        )
         if c.qkv_bias:
             zeros = nn.initializers.zeros
             q_BTHK += self.param("q_bias_NHK", zeros, (H, K), c.param_dtype).astype(c.compute_dtype)
@@ -219,11 +242,9 @@ class GLU(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array, fast: Tree | None, adapter: Tree | None = None) -> Array:
         D, F = self.config.width, self.config.ff
-        fast = fast or {}
-        gate_DF = weight(self, "gate_NDF", (D, F), delta=fast.get("gate_NDF"))
-        up_DF = weight(self, "up_NDF", (D, F), delta=fast.get("up_NDF"))
-        down_FD = weight(self, "down_NFD", (F, D), delta=fast.get("down_NFD"))
-        gate_BTF = project(x_BTD, gate_DF) + lora.added(x_BTD, adapter, "gate")
-        up_BTF = project(x_BTD, up_DF) + lora.added(x_BTD, adapter, "up")
+        gate_BTF, up_BTF = products(self, x_BTD, dict.fromkeys(TOGETHER["mlp"], (F,)), fast)
+        gate_BTF += lora.added(x_BTD, adapter, "gate")
+        up_BTF += lora.added(x_BTD, adapter, "up")
+        down_FD = weight(self, "down_NFD", (F, D), delta=(fast or {}).get("down_NFD"))
         y_BTF = ACTIVATIONS[self.config.activation](gate_BTF) * up_BTF
         return project(y_BTF, down_FD) + lora.added(y_BTF, adapter, "down")

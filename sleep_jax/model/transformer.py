@@ -11,6 +11,7 @@ from sleep_jax.model import memory as memory_lib
 from sleep_jax.model.config import MemoryConfig, ModelConfig
 from sleep_jax.model.layers import (
     GLU,
+    TOGETHER,
     Attention,
     RMSNorm,
     Turned,
@@ -194,6 +195,8 @@ def _turned(c: ModelConfig, m: MemoryConfig, params: Tree, fast: Tree | None = N
         for name, key in names.items():
             w = summed(params[part][key], (fast or {}).get(key), c.compute_dtype)
             turned.setdefault(part, {})[key] = w.reshape(lora.SIZES[name](c)).T
+    for part, keys in TOGETHER.items():
+        turned[part]["+".join(keys)] = jnp.concatenate([turned[part].pop(key) for key in keys])
     if "bank" in own:
         pair = memory_lib.joined(own["bank"], m.expert_scale, c.compute_dtype)
         own["experts"] = tuple(Turned(w.T) for w in pair)
