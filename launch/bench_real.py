@@ -8,8 +8,8 @@ written as transformers saves it, into a folder that is removed at the end and n
 `launch.export` do: the sizes of the life are `LIFE`, what else the configuration sets (mesh, compute_dtype)
 is kept. That nothing is learnt is no matter: shown is that shapes and memory work, and what they take.
 
-Measured on one of two busy cores (Linux, jax 0.10.2): 6 min, peak memory of the process 13.4 GB; by the end of
-the waking chunk it was 12.4.
+Measured on one of two busy cores (Linux, jax 0.10.2): 6 min, peak memory of the process 13.4 GB, 12.4 by the
+end of the waking chunk.
 """
 
 import dataclasses

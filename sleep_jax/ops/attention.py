@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from sleep_jax.ops.masked import MASKED
 from sleep_jax.types import Array
 
+FEW = 8  # queries that share a key, as one token of a step of decoding has them
+
 
 def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array, scalar: int = 0) -> Array:
     """softmax(q k^T / sqrt(scalar)) v with H/J query heads per key/value head (2305.13245); float32 softmax.
@@ -37,6 +39,18 @@ def attend(q_BTHK: Array, mask_BTS: Array, k_BJSK: Array, v_BJSK: Array, scalar:
     return y_BJMK.reshape(B, J, G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
+def _scores(q_BJMK: Array, k_BJSK: Array) -> Array:
+    """q k^T; of a step of decoding on CPU as (k q^T)^T.
+
+    XLA packs the right-hand side of a product there at every call: of all keys for a handful of queries that
+    takes longer than the product. The barrier keeps it from turning the product back.
+    """
+    if q_BJMK.shape[2] > FEW or jax.default_backend() != "cpu":
+        return jnp.einsum("bjmk,bjsk->bjms", q_BJMK, k_BJSK)
+    scores_BJSM = jax.lax.optimization_barrier(jnp.einsum("bjsk,bjmk->bjsm", k_BJSK, q_BJMK))
+    return scores_BJSM.swapaxes(-1, -2)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(groups: int, q_BJMK: Array, mask_B1MS: Array, k_BJSK: Array, v_BJSK: Array) -> Array:
     return _attend_fwd(groups, q_BJMK, mask_B1MS, k_BJSK, v_BJSK)[0]
@@ -44,7 +58,7 @@ def _attend(groups: int, q_BJMK: Array, mask_B1MS: Array, k_BJSK: Array, v_BJSK:
 
 def _attend_fwd(groups, q_BJMK, mask_B1MS, k_BJSK, v_BJSK):
     """y = (e v) / sum e with e = exp(z - max z): a division for every channel, and not for every score."""
-    scores_BJMS = jnp.einsum("bjmk,bjsk->bjms", q_BJMK, k_BJSK).astype(jnp.float32)
+    scores_BJMS = _scores(q_BJMK, k_BJSK).astype(jnp.float32)
     scores_BJMS = jnp.where(mask_B1MS, scores_BJMS, MASKED)
     e_BJMS = jnp.exp(scores_BJMS - scores_BJMS.max(-1, keepdims=True))
     total_BJM1 = e_BJMS.sum(-1, keepdims=True)
