@@ -318,7 +318,7 @@ class Fake:
         assert variant is self.variant
         self.teachers.append([self_.name for self_, dreams in (*old.train, *new.train) if dreams])
         assert not np.asarray(student.active_LE)[place] and student.fast is None
-        return Seeding(self.write(student, place, 100 + cycle), params, 1, 0.1, self.finite)
+        return Seeding(self.write(student, place, 100 + cycle), params, 0.1, self.finite)
 
     def write(self, memory, place, number):
         slot = jax.tree.map(lambda x: jnp.full_like(x, number), read_slot(memory, *place))
