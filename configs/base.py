@@ -200,7 +200,7 @@ def get_config() -> ConfigDict:
     t.alpha = 32.0  # its product is scaled by alpha / rank
     t.steps = 20  # most updates
     t.batch_rows = 0  # rows of an update, taken in turns; 0 is all that the dream has
-    t.at_once = 16  # trials that are trained together
+    t.at_once = 16  # trials that are trained together, rounded up to what the mesh splits rows into
     t.optim = _optim(lr=1e-2)
     t.optim.warmup = 0.0  # a trial is too short for any
     g.learn = u = ConfigDict()  # an adapter that learns to dream

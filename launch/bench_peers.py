@@ -43,7 +43,7 @@ STEPS = 4  # of the trainer in a turn
 GOALS = {"decode": 2.0, "alone": 2.0, "reading": None, "night": 1.5}  # times the speed of the other
 TASKS = {
     "decode": f"greedy decoding, {DECODED['rows']} x ({DECODED['prompt']} + {DECODED['new']})",
-    "alone": "the same of one row, which is how a life is asked",
+    "alone": "the same of one row, as launch.ask asks",
     "reading": f"distillation, {DISTILLED['rows']} x {DISTILLED['length']}, the teacher reading every step",
     "night": "the same, the teacher's states at hand as in a night",
 }

@@ -65,7 +65,7 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     root = pathlib.Path(workdir)
     config = sized(config, root)
     checkpoint.work_dir_config(root, as_json(config), ignore=FREE_KEYS)
-    material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
+    material = read(config, root)
     summaries, nights = [], {}
     for seed in range(config.seed, config.seed + config.seeds):
         base = root / f"seed{seed}" if config.seeds > 1 else root
@@ -82,6 +82,12 @@ def run(config: Config, workdir: str) -> list[metrics.Summary]:
     return summaries
 
 
+def read(config: Config, root: pathlib.Path) -> stream.Stream:
+    """What lives of a configuration read, as `phases.in_order_lived` has it; raises as `stream.load`."""
+    material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
+    return phases.in_order_lived(root, material)
+
+
 def sized(config: Config, root: pathlib.Path) -> Config:
     """The configuration with the sizes of its `model.checkpoint`, if it names one; raises as `pretrained`.
 
@@ -94,9 +100,12 @@ def sized(config: Config, root: pathlib.Path) -> Config:
         model = pretrained.shape(config.model)
     except (FileNotFoundError, ImportError) as gone:
         births = [root / "birth", *root.glob("seed*/birth")]
-        if not any(BIRTH in checkpoint.boundaries(birth) for birth in births):
+        if config.birth.checkpoint:
+            births.append(pathlib.Path(config.birth.checkpoint))
+        born = any(BIRTH in checkpoint.boundaries(birth) for birth in births)
+        if not (born and (root / "config.json").exists()):
             raise
-        print(f"{gone}. Its birth is there, and is gone on from.", flush=True)
+        print(f"{gone}. What has been born of it is gone on from.", flush=True)
         written = settings.load(json.loads((root / "config.json").read_text())).model
         model = pretrained.with_own(written, config.model)
     return dataclasses.replace(config, model=model)
@@ -297,7 +306,6 @@ def live(
 ) -> tuple[metrics.Summary, State]:
     """One method's days and nights, resumed where they stand: what is said of them, and how they end."""
     checkpoint.sweep(workdir)
-    material = phases.in_order_lived(workdir, material)
     world = world_of(config, seed, workdir, material, newborn.tok, name)
     world.newborn = newborn.params
     memory = world.partitioner.made(world.model.init_memory, rng.stream(seed, "birth/memory"))

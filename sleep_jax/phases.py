@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -92,16 +93,17 @@ def claim(workdir: str | os.PathLike, of: Mapping[str, Sequence[str]]) -> None:
                 )
 
 
-def in_order_lived(workdir: str | os.PathLike, material: Stream) -> Stream:
-    """The stream with the days that a directory tells of first, as they stand there, then those added since.
+def in_order_lived(root: str | os.PathLike, material: Stream) -> Stream:
+    """The stream with the days first that lives below a directory tell of, as they do, and then the others.
 
-    So a document is lived after all others whatever its name is, where days come in the order of names.
+    So a document is lived after all others whatever its name is, where days come in the order of names, and
+    all methods and seeds live the same.
     """
-    there = (told for meta in checkpoint.metas(workdir) for told in meta["of"]["data"][1:])
-    place = {told: n for n, told in enumerate(dict.fromkeys(there))}
-    days = zip(stream.told(material)[1:], material.days, strict=True)
-    days = sorted(days, key=lambda told_day: place.get(told_day[0], len(place)))  # others stay as they are
-    return dataclasses.replace(material, days=tuple(day for _, day in days))
+    held = (path for depth in ("", "*/", "*/*/") for path in pathlib.Path(root).glob(f"{depth}phases"))
+    told = (meta["of"]["data"][1:] for path in held for meta in checkpoint.metas(path.parent))
+    place = {stream.name_of(day): n for n, day in enumerate(max(told, key=len, default=()))}
+    days = sorted(material.days, key=lambda day: place.get(day.name, len(place)))  # others stay as they are
+    return dataclasses.replace(material, days=tuple(days))
 
 
 def load(world: World, name: str, like: State) -> State:

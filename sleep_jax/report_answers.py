@@ -51,7 +51,9 @@ def changes(
 def changed(runs: Sequence[Run], labels: Labels) -> Html:
     entries = []
     for run in (run for run in runs if run.answers):
-        found, asked = changes(run.answers, run.columns)
+        lines = (line for morning in run.answers for line in morning)
+        names = run.columns or list(dict.fromkeys(str(line.get("experience")) for line in lines))
+        found, asked = changes(run.answers, names)
         fates = [c["fate"] for c in found]
         counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in FATES.values() if fate in fates)
         corrected = [c for c in found if c["was"] != c.get("expected")]

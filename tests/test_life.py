@@ -330,15 +330,16 @@ def test_a_life_does_not_go_on_with_other_data(intents, tmp_path, monkeypatch):
 
 def test_days_that_are_added_are_lived_behind_the_others_whatever_their_names(tmp_path):
     birth, a, m, n = (Experience(name, (Example("", name),), (), ()) for name in ("birth", "a", "m", "n"))
-    there = {"data": stream.told(stream.Stream(birth, (m, n)))}
-    checkpoint.save_boundary(tmp_path, "000-birth", {"x": np.zeros(1)}, {"of": there})
+    for method, days in (("birth", (n,)), ("sleep", (m, n)), ("sequential", (m,))):
+        there = {"data": stream.told(stream.Stream(birth, days))}
+        checkpoint.save_boundary(tmp_path / method, "000-birth", {"x": np.zeros(1)}, {"of": there})
     more = phases.in_order_lived(tmp_path, stream.Stream(birth, (a, m, n)))
     assert [day.name for day in more.days] == ["m", "n", "a"]
-    phases.claim(tmp_path, {"data": stream.told(more)})
+    phases.claim(tmp_path / "sleep", {"data": stream.told(more)})
     mended = dataclasses.replace(m, train=(Example("", "other words"),))
     other = phases.in_order_lived(tmp_path, stream.Stream(birth, (mended, n)))
     with pytest.raises(checkpoint.CheckpointError, match="as further days, but not be read otherwise"):
-        phases.claim(tmp_path, {"data": stream.told(other)})
+        phases.claim(tmp_path / "sleep", {"data": stream.told(other)})
 
 
 def test_a_birth_of_another_architecture_is_refused_with_the_arrays(born, tmp_path):

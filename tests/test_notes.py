@@ -154,3 +154,10 @@ def test_a_life_among_documents_takes_notes_and_the_later_day_is_right(born, com
     assert asked == {("2026-11-01", "Bath"), ("2026-11-02", "Bath")}
     before = (tmp_path / "life" / "answers" / "002.jsonl").read_text()
     assert '"expected": "Oslo"' in before and '"experience": "2026-11-02"' in before
+
+    (folder / "2025").mkdir()
+    (folder / "2025" / "a.md").write_text("Bea was born in Cork.\n")
+    with lives.quick(compiled):
+        (later,) = life.run(config, str(tmp_path / "life"))
+    assert list(later.experiences) == ["2026-11-01", "2026-11-01a", "2026-11-02", "2025"], "it came last"
+    assert len(written) == 4 and len(later.nights) == 4

@@ -88,7 +88,7 @@ def test_without_passes_over_birth_a_checkpoint_is_taken_as_it_is(folder, tmp_pa
     assert again.tok.names == newborn.tok.names
     asked = dataclasses.replace(config, model=settings.ModelConfig(checkpoint=str(folder), max_len=96))
     (tmp_path / "config.json").write_text(settings.as_json(config))
-    assert life.sized(asked, tmp_path) == config and "Its birth is there" in capsys.readouterr().out
+    assert life.sized(asked, tmp_path) == config and "What has been born of it" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError):
         life.sized(asked, tmp_path / "elsewhere")
 

@@ -63,14 +63,17 @@ def load(config: StreamConfig) -> Stream:
     paths = _visible(root)
     files = sorted((p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()), key=_order)
     beside = [p for p in files if p.parent == root]
-    folders = sorted({root / p.relative_to(root).parts[0] for p in files if p.parent != root}, key=_order)
+    folders: dict[pathlib.Path, list[pathlib.Path]] = {}
+    for file in files:
+        if file.parent != root:
+            folders.setdefault(root / file.relative_to(root).parts[0], []).append(file)
     if not folders and not beside:
         raise ValueError(
             f"stream.path={config.path!r} holds no .txt or .md file, neither itself nor in its sub-folders"
         )
     _tell_unread(root, paths, beside if folders else [])
     if folders:
-        groups = [(folder.name, [p for p in files if p.is_relative_to(folder)]) for folder in folders]
+        groups = [(folder.name, folders[folder]) for folder in sorted(folders, key=_order)]
         days = config.days or len(groups)
     else:
         born = not config.birth  # of these files
@@ -110,7 +113,8 @@ def _order(path: pathlib.Path) -> tuple:
 
 def _visible(root: pathlib.Path) -> list[pathlib.Path]:
     """What neither its own name nor that of a folder on the way hides."""
-    found = (p for top in root.iterdir() for p in (top, *top.glob("**/*")))
+    tops = (top for top in root.iterdir() if not top.name.startswith("."))
+    found = (p for top in tops for p in (top, *top.glob("**/*")))
     return [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts)]
 
 
@@ -199,10 +203,14 @@ def _questions(
 ) -> dict[str, tuple[Example, ...]]:
     """What the files questions.jsonl ask, by experience."""
     of = {file: name for name, files in groups for file in files}
+    beneath: dict[pathlib.Path, set[str]] = {}  # experiences of every folder
+    for file, name in of.items():
+        for folder in file.parents:
+            beneath.setdefault(folder, set()).add(name)
     asked: dict[str, tuple[Example, ...]] = {}
     before: dict[tuple[str, str], tuple[str, str]] = {}  # answer and place, by experience and question
     for source in sorted(sources, key=_order):
-        below = sorted({name for file, name in of.items() if file.is_relative_to(source.parent)})
+        below = sorted(beneath.get(source.parent, ()))
         for number, line in enumerate(_text(source).split("\n"), 1):
             if not line.strip():
                 continue
@@ -216,14 +224,19 @@ def _questions(
                     f'({", ".join(below[:3])}): add "document", a path from there'
                 )
             name = of[source.parent / document] if document else below[0]
-            answer, there = before.setdefault((name, question.prompt), (question.answer, place))
-            if answer.casefold() != question.answer.casefold():
+            answer, there = before.setdefault((name, _plain(question.prompt)), (question.answer, place))
+            if _plain(answer) != _plain(question.answer):
                 raise ValueError(
                     f"{place} asks {question.prompt!r} of {name} with the answer {question.answer!r}, but "
                     f"{there} with {answer!r}: only one is ever given; remove one or ask them differently"
                 )
             asked[name] = (*asked.get(name, ()), question)
     return asked
+
+
+def _plain(text: str) -> str:
+    """A text by which others are told to be the same."""
+    return " ".join(text.casefold().split())
 
 
 def _question(line: str, place: str) -> tuple[Example, str]:

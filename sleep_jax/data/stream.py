@@ -153,6 +153,11 @@ def told(stream: Stream) -> list[str]:
     return [told_of(stream.birth, stream.skills), *map(told_of, stream.days)]
 
 
+def name_of(told: str) -> str:
+    """The name of the experience that `told` says this of."""
+    return told.rpartition(" of ")[0]
+
+
 def digest(value: object) -> str:
     """Twelve hex digits that tell one JSON value from another."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]

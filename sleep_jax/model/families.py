@@ -172,7 +172,7 @@ def _number(
 
 def _switch(said: dict[str, Any], key: str, where: str) -> bool | None:
     """Takes what is on or off out of `said`, or None where that is not said."""
-    if (value := said.pop(key, None)) not in (None, False, True):
+    if not isinstance(value := said.pop(key, None), bool | None):
         raise ValueError(f"{where}: {key}={value!r} must be true or false")
     return value
 

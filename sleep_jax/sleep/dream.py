@@ -290,7 +290,8 @@ def select(who: Sleeper, start: Tree, made: Sequence[Dreamt], config: DreamConfi
     long a dream is studied is not in it.
     The validation gradient of a dream is that of reading its context, which is at hand and asks no question,
     and of its answers alone where it asks one itself, as tau looks at answers: our reading, the paper says
-    "size/alignment" and not with what. A dream whose gradient is not finite has that for its reason.
+    "size/alignment" and not with what. A dream whose gradient, or whose context's, is not finite has that for
+    its reason.
     """
     c = config
     able = [d for d in made if not d.reason]

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from sleep_jax import checkpoint, life, methods, metrics, report
-from sleep_jax.data import stream
 from sleep_jax.fit import World
 from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
@@ -71,7 +70,7 @@ def compare(
     root = pathlib.Path(workdir)
     config = life.sized(config, root)
     checkpoint.work_dir_config(root, as_json(config), ignore=life.FREE_KEYS)
-    material = stream.load(dataclasses.replace(config.stream, data_dir=config.data_dir))
+    material = life.read(config, root)
     for seed in range(config.seed, config.seed + config.seeds):
         base = root / f"seed{seed}" if config.seeds > 1 else root
         newborn = life.birth(config, seed, base / "birth", material)
