@@ -17,3 +17,13 @@ def at_least(config: Any, group: str, **bounds: float) -> None:
     for key, least in bounds.items():
         if not getattr(config, key) >= least:
             raise ValueError(f"{group}{key}={getattr(config, key)} must be at least {least}")
+
+
+def above_zero(config: Any, group: str, *keys: str) -> None:
+    """Holds fields of a configuration above 0; NaN is not.
+
+    Args, Raises: as `at_least`.
+    """
+    for key in keys:
+        if not getattr(config, key) > 0:
+            raise ValueError(f"{group}{key}={getattr(config, key)} must be above 0")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sleep_jax.bounds import at_least
+from sleep_jax.bounds import above_zero, at_least
 from sleep_jax.types import Tree
 
 
@@ -27,9 +27,7 @@ class OptimConfig:
     clip: float = 1.0  # largest global gradient norm
 
     def __post_init__(self):
-        for key in ("lr", "clip"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key}={getattr(self, key)} of an optimiser must be above 0")
+        above_zero(self, "", "lr", "clip")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps and must be in [0, 1)")
         if not 0 <= self.b2 < 1:

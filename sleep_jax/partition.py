@@ -194,7 +194,7 @@ class Partitioner:
         Raises:
           ValueError: those that do not, with their keys and the mesh's.
         """
-        split = math.prod(self.mesh.shape[axis] for axis in BATCH)
+        split = _split(self.mesh)
         if wrong := [f"{key} = {rows}" for key, rows in batches.items() if rows % split]:
             asked = " * ".join(f"config.mesh.{axis}={self.mesh.shape[axis]}" for axis in BATCH)
             raise ValueError(
@@ -286,8 +286,8 @@ def put_rows(rows: Tree, like: Tree) -> Tree:
     What is sampled or scored row by row is then computed once, not on every device. Rows that do not divide
     are left as they are, and computed everywhere.
     """
-    mesh, split = _mesh(like), row_split(like)
-    if mesh is None or any(len(x) % split for x in jax.tree.leaves(rows)):
+    mesh = _mesh(like)
+    if mesh is None or any(len(x) % _split(mesh) for x in jax.tree.leaves(rows)):
         return rows
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), rows)
@@ -296,7 +296,12 @@ def put_rows(rows: Tree, like: Tree) -> Tree:
 def row_split(like: Tree) -> int:
     """Into how many parts `put_rows` splits rows for what `like` lies on; 1 on a single device."""
     mesh = _mesh(like)
-    return math.prod(mesh.shape[axis] for axis in BATCH) if mesh else 1
+    return _split(mesh) if mesh else 1
+
+
+def _split(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def fetch(tree: Tree) -> Tree:

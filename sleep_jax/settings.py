@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sleep_jax.anchor import AnchorConfig
-from sleep_jax.bounds import at_least
+from sleep_jax.bounds import above_zero, at_least
 from sleep_jax.data import regimens
 from sleep_jax.data.stream import StreamConfig
 from sleep_jax.model import memory as memory_lib
@@ -78,8 +78,7 @@ class SleepConfig:
             raise ValueError(f"sleep.skill_share={self.skill_share} is not in [0, 1)")
         if not 0 <= self.blanks < 1:
             raise ValueError(f"sleep.blanks={self.blanks} is not in [0, 1)")
-        if self.night_weight <= 0:
-            raise ValueError(f"sleep.night_weight={self.night_weight} must be above 0")
+        above_zero(self, "sleep.", "night_weight")
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
 

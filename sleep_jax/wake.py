@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sleep_jax import losses
-from sleep_jax.bounds import at_least
+from sleep_jax.bounds import above_zero, at_least
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.types import Array, Batch, Mean, Model, Tree
 
@@ -33,8 +33,7 @@ class WakeConfig:
         if self.rule not in ("sgd", "adam"):
             raise ValueError(f"wake.rule={self.rule!r} is neither 'sgd' nor 'adam'")
         at_least(self, "wake.", notes=0, passes=1)
-        if not self.clip > 0:
-            raise ValueError(f"wake.clip={self.clip} must be above 0")
+        above_zero(self, "wake.", "clip")
         if not min(self.lr, default=-1) >= 0:
             raise ValueError(f"wake.lr={self.lr} must be one rate per fast level, none of them negative")
         if not 0 <= self.final <= 1:

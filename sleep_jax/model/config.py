@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from sleep_jax.bounds import at_least
+from sleep_jax.bounds import above_zero, at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,7 @@ class ModelConfig:
             raise ValueError(
                 f"model.head_size={self.head_size} is odd; rotary embeddings turn pairs of channels"
             )
-        for key in ("rope_theta", "rope_factor", "rope_low"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"model.{key}={getattr(self, key)} must be above 0")
+        above_zero(self, "model.", "rope_theta", "rope_factor", "rope_low")
         at_least(self, "model.", rope_original=0)
         if not self.rope_high > self.rope_low:
             raise ValueError(f"model.rope_high={self.rope_high} must be above model.rope_low={self.rope_low}")

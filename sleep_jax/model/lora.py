@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sleep_jax.bounds import at_least
+from sleep_jax.bounds import above_zero, at_least
 from sleep_jax.model.config import ModelConfig
 from sleep_jax.types import Array, Tree
 
@@ -46,8 +46,7 @@ class AdapterConfig:
 
     def __post_init__(self):
         at_least(self, "", rank=1)
-        if not self.alpha > 0:
-            raise ValueError(f"alpha={self.alpha} must be above 0")
+        above_zero(self, "", "alpha")
 
     @property
     def scale(self) -> float:

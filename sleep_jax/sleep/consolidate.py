@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleep_jax import cost, partition
-from sleep_jax.bounds import at_least
+from sleep_jax.bounds import above_zero, at_least
 from sleep_jax.data import encoding, packing
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.model import memory as memory_lib
@@ -50,8 +50,7 @@ class SeedConfig:
 
     def __post_init__(self):
         at_least(self, "sleep.seed.", kl_clip=0, prompt_weight=0, routing=0, missed=0)
-        if self.temperature <= 0:
-            raise ValueError(f"sleep.seed.temperature={self.temperature} must be above 0")
+        above_zero(self, "sleep.seed.", "temperature")
         for key in ("beta", "alpha", "on_policy", "forced"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"sleep.seed.{key}={getattr(self, key)} is not in [0, 1]")
