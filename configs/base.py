@@ -133,6 +133,7 @@ def get_config() -> ConfigDict:
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     n.blanks = 0.0  # share of dreamt prompts' tokens blanked for the student alone
+    n.common = 0.0  # ... in the day's dreams, of words that this share of old dreams use; 0: of any dream
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -218,6 +219,7 @@ def get_config() -> ConfigDict:
     q.edits = 8  # passages that are incorporated one after the other
     q.steps_for_one = 400  # most optimiser steps of a night that keeps one passage
     q.steps_for_many = 400  # of a night that keeps several
+    q.blanks_for_many = 0.0  # sleep.blanks of such a night
 
     c.puzzles = z = ConfigDict()  # study "few_shot"
     z.source = "generated"  # "generated", or "arc" from {data_dir}/arc_agi1/

@@ -52,6 +52,7 @@ class SleepConfig:
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     blanks: float = 0.0  # share of the dreamt prompts' tokens that the student, not its teacher, sees blanked
+    common: float = 0.0  # in the day's dreams alone, of words that this share of old dreams use; 0: in any
     steps: int = 400  # most optimiser steps
     batch_rows: int = 16  # rows of dreams per step
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -78,6 +79,13 @@ class SleepConfig:
             raise ValueError(f"sleep.skill_share={self.skill_share} is not in [0, 1)")
         if not 0 <= self.blanks < 1:
             raise ValueError(f"sleep.blanks={self.blanks} is not in [0, 1)")
+        if not 0 <= self.common <= 1:
+            raise ValueError(f"sleep.common={self.common} is not in [0, 1]; 0 blanks any word of any dream")
+        if self.common and self.blanks > 0.5:
+            raise ValueError(
+                f"sleep.blanks={self.blanks} is above 0.5 with sleep.common={self.common}: each row then has "
+                "a share of its own, up to twice as large"
+            )
         above_zero(self, "sleep.", "night_weight")
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
@@ -124,6 +132,7 @@ class PassagesConfig:
     edits: int = 8  # passages that are incorporated one after the other
     steps_for_one: int = 400  # most optimiser steps of a night that keeps one passage
     steps_for_many: int = 400  # of a night that keeps several
+    blanks_for_many: float = 0.0  # `sleep.blanks` of such a night
 
     def __post_init__(self):
         at_least(self, "passages.", train=1, single=1, continued=1, edits=1)

@@ -11,7 +11,7 @@ from sleep_jax import optim, rng, steps, trees
 from sleep_jax.data import encoding, noise, pipeline
 from sleep_jax.fit import Early, World, fit
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.sleep import consolidate, imitate
+from sleep_jax.sleep import consolidate, grounding, imitate
 from sleep_jax.sleep.consolidate import SeedConfig
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self, seen_by
@@ -134,8 +134,13 @@ def seed(
         groups.append((past, past_recalled, 1 - config.new_share, False))
     train, order = _lessons(world, params, memory, groups, context)
 
+    phrasing_BT = _phrasing(world, old.train, train) if config.blanks and config.common else None
+
     def drawn(rows_B: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return rows_B, draw.random((len(rows_B), world.config.row_length))
+        draws_BT = draw.random((len(rows_B), world.config.row_length))
+        if phrasing_BT is not None:
+            draws_BT = noise.of_phrasing(draws_BT, phrasing_BT[rows_B], draw.random(len(rows_B)))
+        return rows_B, draws_BT
 
     batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None, noise=drawn)
     practiser = imitate.Practiser(
@@ -232,6 +237,21 @@ def _lessons(
         parts[0] = jax.tree.map(lambda *xs: np.concatenate(xs), parts[0], told)
     order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], shares)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts), order
+
+
+def _phrasing(
+    world: World, old: Sequence[tuple[Self, Sequence[Dream]]], rows: consolidate.Lesson
+) -> np.ndarray:
+    """bool [B, T]: the words of the day's rows that are common in old dreams: how one asks, not of whom.
+
+    Blanks of these alone leave it to the student to know its day by the names in it, however it is asked. A
+    row's share of them is its own, as often near none as near twice the mean, or else routers would learn to
+    open on blanks, which no one who asks leaves. All of this is our reading.
+    """
+    texts = tuple(f"{d.example.prompt} {d.example.answer}" for _, dreams in old for d in dreams)
+    known = grounding.common(texts, world.config.sleep.common)
+    spoken_BT = noise.words(rows.rows.tokens_BT, world.tok, lambda word: grounding.words(word) <= known)
+    return spoken_BT & (rows.own_B > 0)[:, None]
 
 
 def _encoded(world: World, taught: Sequence[tuple[Self, list[Dream]]], encode=consolidate.encode) -> Encoded:

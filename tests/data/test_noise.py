@@ -54,6 +54,34 @@ def test_blanks_change_their_share_of_the_prompts_and_nothing_else(tok, rows):
         assert getattr(out, name) is getattr(many, name)
 
 
+def test_words_are_found_whole_and_no_special_token_with_them(tok, rows):
+    tokens_BT = rows.tokens_BT
+    assert max(len(tok.encode(" " + w)) for w in ("green", "three", "greed")) > 1, "words of several tokens"
+    asked = []
+    found_BT = noise.words(tokens_BT, tok, lambda word: asked.append(word) or word in ("green", "three"))
+    assert len(asked) == len(set(asked)) and {"red", "green", "blue", "one", "two", "three"} <= set(asked)
+    specials = (tok.pad, tok.bos, tok.eos, tok.ans, tok.recall)
+    for row, found in zip(tokens_BT, found_BT, strict=True):
+        assert not found[np.isin(row, specials)].any()
+        kept = np.where(found, row, tok.pad)
+        assert set(tok.decode(kept).split()) <= {"green", "three"}
+        rest = tok.decode(np.where(found, tok.pad, row)).split()
+        assert not {"green", "three"} & set(rest) and set(rest) <= {"red", "blue", "one", "two"}
+    assert not noise.words(tokens_BT, tok, lambda word: word in ("gree", "n", "")).any()
+
+
+def test_a_rows_share_of_blanks_is_its_own_and_about_phrasing_alone():
+    draw = np.random.default_rng(0)
+    phrasing_BT = draw.random((4000, 60)) < 0.5
+    draws_BT = noise.of_phrasing(draw.random(phrasing_BT.shape), phrasing_BT, draw.random(len(phrasing_BT)))
+    blank_BT = draws_BT < 0.3
+    assert not blank_BT[~phrasing_BT].any() and not (draws_BT[~phrasing_BT] < 0.999).any()
+    share_B = blank_BT.sum(1) / phrasing_BT.sum(1)
+    # uniform in [0, 0.6], of about 30 words each: mean 0.3, variance 0.6^2 / 12 + E[s (1 - s)] / 30
+    assert abs(share_B.mean() - 0.3) < 0.02 and abs(share_B.std() - 0.189) < 0.01
+    assert (share_B < 0.1).mean() > 0.12, "some rows are all but whole"
+
+
 def test_no_share_no_blank(tok, rows):
     same = noise.blanked(rows, np.zeros(rows.tokens_BT.shape), tok, 0.0)
     np.testing.assert_array_equal(same.tokens_BT, rows.tokens_BT)
