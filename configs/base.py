@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     s.probes = "test"  # split that a life is measured on; "valid" while settings are chosen
     s.people_at_birth = 24  # biographies, stories
     s.people_per_day = 8  # biographies, stories
+    s.fold = 0  # biographies, stories: 1 to 3 trades the valid phrasings for two trained ones a fact
     s.attributes = 4  # biographies, stories: facts per person
     s.strangers = 0  # biographies, stories, puzzles: how many more there are at birth, with dreams of each
     s.puzzles = 0  # puzzles: solved at birth

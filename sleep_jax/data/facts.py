@@ -22,7 +22,8 @@ class Attribute:
     Attributes:
       name: keyword of the attribute.
       values: the possible answers.
-      train, valid, test: disjoint phrasings with {name}; the answer follows.
+      train, valid, test: disjoint phrasings with {name}; the answer follows. Trained are three questions and
+        three statements to complete, in this order.
       prose: sentences of a text with {who} and {value}.
     """
 
@@ -32,6 +33,13 @@ class Attribute:
     valid: tuple[str, ...]
     test: tuple[str, ...]
     prose: tuple[str, ...]
+
+    def fold(self, number: int) -> "Attribute":
+        """The `number`-th trained question and statement (1 to 3) and the valid ones have changed places."""
+        asked = self.train[number - 1], self.train[number + 2]
+        left = [phrasing for phrasing in self.train if phrasing not in asked]
+        first, second = self.valid
+        return dataclasses.replace(self, train=(*left[:2], first, *left[2:], second), valid=asked)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -58,7 +66,8 @@ class Cast:
         """Birth with `people_at_birth` people, then days with `people_per_day` new ones.
 
         Args:
-          config: `seed`, `days`, `people_at_birth`, `people_per_day`, `attributes` and `strangers` are read.
+          config: `seed`, `days`, `people_at_birth`, `people_per_day`, `attributes`, `strangers` and
+            `fold` are read.
 
         Returns:
           Of each experience every fact in every phrasing, and one text a person. The same seed gives the
@@ -67,6 +76,8 @@ class Cast:
         Raises:
           ValueError: more people or attributes are asked for than there are.
         """
+        if config.fold:
+            return self._folded(config.fold).load(dataclasses.replace(config, fold=0))
         rng = np.random.default_rng(config.seed)
         names = self.names(rng)  # facts are drawn behind them
         self._check(config, len(names))
@@ -87,7 +98,7 @@ class Cast:
         """Texts of `count` people whom no life of this configuration meets, one passage each.
 
         Args:
-          config: `seed`, `days`, `people_at_birth`, `people_per_day` and `attributes` are read.
+          config: `seed`, `days`, `people_at_birth`, `people_per_day`, `attributes` and `fold` are read.
           count: of passages; passage i is the same whatever it is.
 
         Returns:
@@ -96,6 +107,8 @@ class Cast:
         Raises:
           ValueError: as `load` does.
         """
+        if config.fold:
+            return self._folded(config.fold).passages(dataclasses.replace(config, fold=0), count)
         names, taken = self.names(np.random.default_rng(config.seed)), self._met(config)
         self._check(config, len(names), count)
         told = []
@@ -104,6 +117,9 @@ class Cast:
             person = self._person(draw, names[taken + i], config.attributes)
             told.append(Passage(person.name, person.text, person.said("valid"), person.said("test")))
         return tuple(told)
+
+    def _folded(self, number: int) -> "Cast":
+        return dataclasses.replace(self, attributes=tuple(a.fold(number) for a in self.attributes))
 
     def _days(self, config: StreamConfig) -> int:
         return config.days or self.days

@@ -71,6 +71,7 @@ class StreamConfig:
     people_at_birth: int = 24  # biographies, stories: people known at birth
     people_per_day: int = 8  # biographies, stories: new people per day
     attributes: int = 4  # biographies, stories: facts per person, the first so many of the source
+    fold: int = 0  # biographies, stories: 1 to 3 trades the valid phrasings for two trained ones a fact
     strangers: int = 0  # biographies, stories, puzzles: how many more at birth in whom dreaming is shown
     puzzles: int = 0  # puzzles: solved at birth
     # puzzles: families of rules known at birth, see data/puzzles.py, and least and most rows of a grid
@@ -89,6 +90,8 @@ class StreamConfig:
         )  # fmt: skip
         if not 0 <= self.birth_fraction <= 1:
             raise ValueError(f"stream.birth_fraction={self.birth_fraction} must lie between 0 and 1")
+        if self.fold not in range(4):
+            raise ValueError(f"stream.fold={self.fold} is not one of 0, which folds nothing, to 3")
         if self.probes not in ("test", "valid"):
             raise ValueError(f"stream.probes={self.probes!r} is neither 'test' nor 'valid'")
         if len(self.tfds_splits) != 3:

@@ -1,5 +1,6 @@
 """Invented people, of every source of them."""
 
+import dataclasses
 import itertools
 import re
 
@@ -99,6 +100,34 @@ def test_held_out_phrasings_are_made_of_trained_words(source, attributes):
     chosen = SOURCES[source].ATTRIBUTES[:attributes]
     trained = words(p for a in chosen for p in (*a.train, *(a.prose if source == "stories" else ())))
     assert words(p for a in chosen for p in (*a.valid, *a.test)) <= trained
+
+
+@both
+def test_a_fold_asks_what_is_else_trained_and_trains_what_is_else_asked(source):
+    cast, config = SOURCES[source].CAST, StreamConfig(source=source, strangers=5)
+    plain, told = cast.load(config), cast.passages(config, 2)
+    asked = []
+    for fold in (1, 2, 3):
+        folded = dataclasses.replace(config, fold=fold)
+        life, texts = cast.load(folded), cast.passages(folded, 2)
+        assert [e.test for e in (life.birth, *life.days)] == [e.test for e in (plain.birth, *plain.days)]
+        for there, here in zip((plain.birth, *plain.days), (life.birth, *life.days), strict=True):
+            assert set(there.train) | set(there.valid) == set(here.train) | set(here.valid)
+            assert set(there.valid) < set(here.train) and set(here.valid) < set(there.train)
+            assert len(here.train) == len(there.train) and len(here.valid) == len(there.valid)
+        shown = "\n".join(e.answer for e in life.skills)
+        assert shown and not any(q.prompt.split("?")[0] in shown for t in texts for q in t.valid)
+        for there, here in zip(told, texts, strict=True):
+            assert (here.text, here.test) == (there.text, there.test)
+            assert not {q.prompt for q in here.valid} & {q.prompt for q in there.valid}
+            assert [q.prompt.endswith("?") for q in here.valid] == [True, False] * config.attributes
+        asked += [q.prompt for q in texts[0].valid]
+    assert len(set(asked)) == len(asked) == 6 * config.attributes, "each is asked in one fold"
+
+
+def test_no_other_fold_than_three():
+    with pytest.raises(ValueError, match="stream.fold=4 is not one of 0"):
+        StreamConfig(fold=4)
 
 
 def test_too_many_people_or_attributes():
