@@ -35,7 +35,6 @@ def words(tokens_BT: np.ndarray, tok: Tokenizer, wanted: Callable[[str], bool]) 
     """bool [B, T]: the tokens of words, as they are written, that are wanted; none of special tokens."""
     special_BT = np.isin(tokens_BT, (tok.pad, tok.bos, tok.eos, tok.ans, tok.recall, tok.say))
     edges_BT = special_BT | tok.opens[tokens_BT]
-    edges_BT[:, 1:] |= special_BT[:, :-1]
     found_BT, known = np.zeros(tokens_BT.shape, bool), {}
     for row_T, edges_T, special_T, found_T in zip(tokens_BT, edges_BT, special_BT, found_BT, strict=True):
         for start, end in pairwise([0, *np.flatnonzero(edges_T[1:]) + 1, len(row_T)]):
