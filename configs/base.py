@@ -32,10 +32,10 @@ def get_config() -> ConfigDict:
     s.seed = 0  # biographies, stories: who lives where; puzzles: which
     s.birth_fraction = 0.5  # share of domains, folders or classes that is known at birth
     s.days = 0  # days lived; 0 is all that there are (biographies: 3, stories: 5)
-    s.probes = "test"  # split that a life is measured on; "valid" while settings are chosen
+    s.probes = "test"  # split that a life is measured on; "valid" while settings are chosen; of biographies
+    # "fold1" to "fold3" too, with other phrasings valid that "test" trains: for a birth of its own
     s.people_at_birth = 24  # biographies, stories
     s.people_per_day = 8  # biographies, stories
-    s.fold = 0  # biographies, stories: 1 to 3 trades the valid phrasings for two trained ones a fact
     s.attributes = 4  # biographies, stories: facts per person
     s.strangers = 0  # biographies, stories, puzzles: how many more there are at birth, with dreams of each
     s.puzzles = 0  # puzzles: solved at birth
@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     n.blanks = 0.0  # share of dreamt prompts' tokens blanked for the student alone
-    n.common = 0.0  # ... in the day's dreams, of words that this share of old dreams use; 0: of any dream
+    n.phrasing = 0.0  # share of old dreams that use a word of the day which may be blanked; 0 blanks any
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -220,7 +220,7 @@ def get_config() -> ConfigDict:
     q.edits = 8  # passages that are incorporated one after the other
     q.steps_for_one = 400  # most optimiser steps of a night that keeps one passage
     q.steps_for_many = 400  # of a night that keeps several
-    q.blanks_for_many = 0.0  # sleep.blanks of such a night
+    q.blanks_for_many = 0.0  # sleep.blanks of such a night; 0 is as sleep.blanks says
 
     c.puzzles = z = ConfigDict()  # study "few_shot"
     z.source = "generated"  # "generated", or "arc" from {data_dir}/arc_agi1/

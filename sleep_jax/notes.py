@@ -86,7 +86,7 @@ def _beside(day: Experience, pairs: list[Example], kept_back: list[Example], con
     own = {evals.normalise(e.prompt) for e in (*day.test, *day.valid)}
     noted = frozenset(evals.normalise(e.prompt) for e in (*pairs, *kept_back)) - own
     test, valid = tuple(kept_back[0::2]), tuple(kept_back[1::2])
-    if config.stream.probes == "valid":
+    if config.stream.asked == "valid":
         test = valid
     elif day.test:
         pairs, kept_back, test = [*pairs, *test], [*valid], day.test

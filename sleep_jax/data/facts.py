@@ -35,7 +35,10 @@ class Attribute:
     prose: tuple[str, ...]
 
     def fold(self, number: int) -> "Attribute":
-        """The `number`-th trained question and statement (1 to 3) and the valid ones have changed places."""
+        """The `number`-th trained question and statement (1 to 3) and the valid ones have changed places.
+
+        What is asked then may hold a word that nothing trained does, unlike what valid and test ask.
+        """
         asked = self.train[number - 1], self.train[number + 2]
         left = [phrasing for phrasing in self.train if phrasing not in asked]
         first, second = self.valid
@@ -67,7 +70,7 @@ class Cast:
 
         Args:
           config: `seed`, `days`, `people_at_birth`, `people_per_day`, `attributes`, `strangers` and
-            `fold` are read.
+            `probes`, for its fold, are read.
 
         Returns:
           Of each experience every fact in every phrasing, and one text a person. The same seed gives the
@@ -77,7 +80,7 @@ class Cast:
           ValueError: more people or attributes are asked for than there are.
         """
         if config.fold:
-            return self._folded(config.fold).load(dataclasses.replace(config, fold=0))
+            return self._folded(config.fold).load(dataclasses.replace(config, probes="valid"))
         rng = np.random.default_rng(config.seed)
         names = self.names(rng)  # facts are drawn behind them
         self._check(config, len(names))
@@ -98,7 +101,8 @@ class Cast:
         """Texts of `count` people whom no life of this configuration meets, one passage each.
 
         Args:
-          config: `seed`, `days`, `people_at_birth`, `people_per_day`, `attributes` and `fold` are read.
+          config: `seed`, `days`, `people_at_birth`, `people_per_day`, `attributes` and, for its fold,
+            `probes` are read.
           count: of passages; passage i is the same whatever it is.
 
         Returns:
@@ -108,7 +112,7 @@ class Cast:
           ValueError: as `load` does.
         """
         if config.fold:
-            return self._folded(config.fold).passages(dataclasses.replace(config, fold=0), count)
+            return self._folded(config.fold).passages(dataclasses.replace(config, probes="valid"), count)
         names, taken = self.names(np.random.default_rng(config.seed)), self._met(config)
         self._check(config, len(names), count)
         told = []

@@ -31,8 +31,12 @@ def blanked(rows: Batch, draws_BT: np.ndarray, tok: Tokenizer, share: float) -> 
     return dataclasses.replace(rows, tokens_BT=np.where(blank_BT, np.int32(tok.pad), rows.tokens_BT))
 
 
-def words(tokens_BT: np.ndarray, tok: Tokenizer, wanted: Callable[[str], bool]) -> np.ndarray:
-    """bool [B, T]: the tokens of words, as they are written, that are wanted; none of special tokens."""
+def of_words(tokens_BT: np.ndarray, tok: Tokenizer, wanted: Callable[[str], bool]) -> np.ndarray:
+    """bool [B, T]: every token of the words that are wanted, by how they are written.
+
+    A word begins with a space and goes on to the next one or to a special token: punctuation behind it is its
+    own, and where a script writes no spaces a whole sentence is one.
+    """
     special_BT = np.isin(tokens_BT, (tok.pad, tok.bos, tok.eos, tok.ans, tok.recall, tok.say))
     edges_BT = special_BT | tok.opens[tokens_BT]
     found_BT, known = np.zeros(tokens_BT.shape, bool), {}
@@ -45,12 +49,13 @@ def words(tokens_BT: np.ndarray, tok: Tokenizer, wanted: Callable[[str], bool]) 
     return found_BT
 
 
-def of_phrasing(draws_BT: np.ndarray, phrasing_BT: np.ndarray, shares_B: np.ndarray) -> np.ndarray:
-    """Draws for `blanked` that blank words of `phrasing_BT` alone, each row to a share of its own.
+def uneven(draws_BT: np.ndarray, may_BT: np.ndarray, shares_B: np.ndarray) -> np.ndarray:
+    """Draws for `blanked` that blank tokens of `may_BT` alone, each row to a share of its own.
 
     Args:
       draws_BT: uniform in [0, 1).
-      phrasing_BT: bool.
-      shares_B: uniform in [0, 1); a row's share of blanks is 2 of these times the one that `blanked` is told.
+      may_BT: bool.
+      shares_B: uniform in [0, 1); a row's share is 2 (1 - this) times the one that `blanked` is told, which
+        is their mean and at most a half.
     """
-    return np.where(phrasing_BT, draws_BT / (2 * (1 - shares_B))[:, None], 1.0)
+    return np.where(may_BT, draws_BT / (2 * (1 - shares_B))[:, None], 1.0)

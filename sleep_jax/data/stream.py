@@ -50,6 +50,9 @@ class Stream:
     skills: tuple[Example, ...] = ()
 
 
+FOLDS = ("fold1", "fold2", "fold3")
+
+
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
     """Which source, and how it is cut into birth and days.
@@ -67,11 +70,12 @@ class StreamConfig:
     seed: int = 0  # biographies, stories: who lives where; puzzles: which; other sources are as their files
     birth_fraction: float = 0.5  # share of domains, folders or classes known at birth (invented: unused)
     days: int = 0  # number of days; 0 = all that there are (biographies have no end: 3, stories: 5)
-    probes: str = "test"  # split that a life is measured on; "valid" while settings are chosen
+    # split that a life is measured on; "valid" while settings are chosen, of biographies "fold1" to "fold3"
+    # too: see facts.Attribute.fold
+    probes: str = "test"
     people_at_birth: int = 24  # biographies, stories: people known at birth
     people_per_day: int = 8  # biographies, stories: new people per day
     attributes: int = 4  # biographies, stories: facts per person, the first so many of the source
-    fold: int = 0  # biographies, stories: 1 to 3 trades the valid phrasings for two trained ones a fact
     strangers: int = 0  # biographies, stories, puzzles: how many more at birth in whom dreaming is shown
     puzzles: int = 0  # puzzles: solved at birth
     # puzzles: families of rules known at birth, see data/puzzles.py, and least and most rows of a grid
@@ -90,14 +94,29 @@ class StreamConfig:
         )  # fmt: skip
         if not 0 <= self.birth_fraction <= 1:
             raise ValueError(f"stream.birth_fraction={self.birth_fraction} must lie between 0 and 1")
-        if self.fold not in range(4):
-            raise ValueError(f"stream.fold={self.fold} is not one of 0, which folds nothing, to 3")
-        if self.probes not in ("test", "valid"):
-            raise ValueError(f"stream.probes={self.probes!r} is neither 'test' nor 'valid'")
+        if self.probes not in ("test", "valid", *FOLDS):
+            raise ValueError(
+                f"stream.probes={self.probes!r} is neither 'test' nor 'valid' nor one of {FOLDS}"
+            )
+        if self.fold and "biographies" not in (self.source, self.birth):
+            raise ValueError(
+                f"stream.probes={self.probes!r} asks in phrasings of biographies, but stream.source="
+                f"{self.source!r}: take 'valid'"
+            )
         if len(self.tfds_splits) != 3:
             raise ValueError(
                 f"stream.tfds_splits={self.tfds_splits!r} must name three splits: train, valid, test"
             )
+
+    @property
+    def fold(self) -> int:
+        """Number of the fold that `probes` names; 0 is none."""
+        return 1 + FOLDS.index(self.probes) if self.probes in FOLDS else 0
+
+    @property
+    def asked(self) -> str:
+        """Which probes of an experience stand for `probes`: "test", or "valid"."""
+        return "test" if self.probes == "test" else "valid"
 
 
 def load(config: StreamConfig) -> Stream:
@@ -108,7 +127,7 @@ def load(config: StreamConfig) -> Stream:
 
     Returns:
       Birth and, but for puzzles, at least one day, each with train, valid and test examples; with `probes`
-      "valid" the validation examples stand in the place of the test examples, which are left out.
+      "valid" or a fold the validation examples stand in the place of the test examples, which are left out.
 
     Raises:
       ValueError: on an unknown source (naming the nearest), and whatever the source raises about its data.
@@ -139,7 +158,7 @@ def load(config: StreamConfig) -> Stream:
             )
         born = sources[config.birth](dataclasses.replace(config, source=config.birth, days=1))
         stream = dataclasses.replace(stream, birth=born.birth, skills=born.skills)
-    if config.probes == "test":
+    if config.asked == "test":
         return stream
     birth, *days = (dataclasses.replace(e, test=e.valid) for e in (stream.birth, *stream.days))
     return dataclasses.replace(stream, birth=birth, days=tuple(days))

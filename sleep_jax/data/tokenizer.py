@@ -17,7 +17,7 @@ from sleep_jax.data import llama2c
 KINDS = ("pad", "bos", "eos", "ans", "recall", "say")
 CONFIG = "tokenizer_config.json"
 SPECIALS = tuple(f"<{kind}>" for kind in KINDS)
-SPACES = ("\u0120", "\u2581")  # how byte-level BPE and SentencePiece write the space before a word
+SPACES = ("\u0120", "\u2581", " ")  # how byte-level BPE, SentencePiece and llama2.c write one before a word
 UNUSED = re.compile(r"<\|reserved_special_token_\d+\|>|<unused\d+>")  # of Llama 3 and of Gemma
 
 

@@ -227,7 +227,7 @@ def kept(
       params, memory, slots: asleep.
       adapters: the one that every instance begins with, and the dreamer's.
       rehearse: dreams of earlier selves once there is room; None are `rehearsed` ones.
-      sleep: how this night sleeps, not one that makes room; None is as all do.
+      sleep: how this night sleeps, not one that makes room; None is as the configuration says.
     """
     memory, slots, reason = night.make_room(world, name, cycle, params, memory, slots, Variant())
     if reason:

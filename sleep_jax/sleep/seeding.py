@@ -134,12 +134,12 @@ def seed(
         groups.append((past, past_recalled, 1 - config.new_share, False))
     train, order = _lessons(world, params, memory, groups, context)
 
-    phrasing_BT = _phrasing(world, old.train, train) if config.blanks and config.common else None
+    phrasing_BT = _phrasing(world, old.train, train) if config.blanks and config.phrasing else None
 
     def drawn(rows_B: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         draws_BT = draw.random((len(rows_B), world.config.row_length))
         if phrasing_BT is not None:
-            draws_BT = noise.of_phrasing(draws_BT, phrasing_BT[rows_B], draw.random(len(rows_B)))
+            draws_BT = noise.uneven(draws_BT, phrasing_BT[rows_B], draw.random(len(rows_B)))
         return rows_B, draws_BT
 
     batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None, noise=drawn)
@@ -240,18 +240,27 @@ def _lessons(
 
 
 def _phrasing(
-    world: World, old: Sequence[tuple[Self, Sequence[Dream]]], rows: consolidate.Lesson
+    world: World, old: Sequence[tuple[Self, Sequence[Dream]]], lesson: consolidate.Lesson
 ) -> np.ndarray:
-    """bool [B, T]: the words of the day's rows that are common in old dreams: how one asks, not of whom.
+    """bool [B, T]: the words in rows of the day that old dreams use too: how one asks, not of whom.
 
-    Blanks of these alone leave it to the student to know its day by the names in it, however it is asked. A
-    row's share of them is its own, as often near none as near twice the mean, or else routers would learn to
-    open on blanks, which no one who asks leaves. All of this is our reading.
+    Blanks of these alone leave it to the student to know its day by the names in it, however it is asked.
+    Every row of dreams has a share of its own: with as many blanks in each, the router opened on blanks, and
+    whoever asks leaves none. All of this is our reading.
+
+    Raises:
+      ValueError: the tokenizer's vocabulary does not tell where words begin.
     """
+    if not world.tok.opens.any():
+        raise ValueError(
+            f"sleep.phrasing={world.config.sleep.phrasing} blanks words, but no token of this vocabulary "
+            "begins with a space, so that words cannot be told: set it to 0"
+        )
     texts = tuple(f"{d.example.prompt} {d.example.answer}" for _, dreams in old for d in dreams)
-    known = grounding.common(texts, world.config.sleep.common)
-    spoken_BT = noise.words(rows.rows.tokens_BT, world.tok, lambda word: grounding.words(word) <= known)
-    return spoken_BT & (rows.own_B > 0)[:, None]
+    known = grounding.common(texts, world.config.sleep.phrasing)
+    tokens_BT = lesson.rows.tokens_BT
+    spoken_BT = noise.of_words(tokens_BT, world.tok, lambda word: grounding.words(word) <= known)
+    return spoken_BT & (lesson.own_B > 0)[:, None]
 
 
 def _encoded(world: World, taught: Sequence[tuple[Self, list[Dream]]], encode=consolidate.encode) -> Encoded:

@@ -65,7 +65,7 @@ def run(config: Config, workdir: str) -> list[dict]:
 
 def puzzles_of(config: Config) -> tuple[tuple[Puzzle, ...], tuple[Puzzle, ...]]:
     """The puzzles that dreaming is learnt on, and those that are taken afterwards."""
-    c, asked = config.puzzles, config.stream.probes
+    c, asked = config.puzzles, config.stream.asked
     if c.source == "arc":
         train = puzzles.arc(config.data_dir, "training", puzzles.SEAL["training"])
         if asked == "test":

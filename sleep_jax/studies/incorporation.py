@@ -99,17 +99,17 @@ class Bench:
 
         outcome = rem.kept(
             self.world, f"{cycle:03d}-{part}", cycle, part, *asleep, (self.start, self.dreamer), learnt,
-            self.config, key, rehearse, self.asleep(len(learnt)),
+            self.config, key, rehearse, self.night(len(learnt)),
         )  # fmt: skip
         self.nights.append(outcome.night)
         return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots)
 
-    def asleep(self, count: int) -> SleepConfig:
+    def night(self, count: int) -> SleepConfig:
         """How a night sleeps that keeps so many passages."""
         c, sleep = self.world.config.passages, self.world.config.sleep
         if count == 1:
             return dataclasses.replace(sleep, steps=c.steps_for_one)
-        return dataclasses.replace(sleep, steps=c.steps_for_many, blanks=c.blanks_for_many)
+        return dataclasses.replace(sleep, steps=c.steps_for_many, blanks=c.blanks_for_many or sleep.blanks)
 
     def fitted(self, params: Tree, memory: Memory, learnt: Sequence[Learnt], seed: int) -> Tree:
         """One scaled adapter for all that was learnt, in the gradient tokens of instances and a night."""
@@ -124,7 +124,7 @@ class Bench:
             at_a_time = min(trial.batch_rows or own, own) / own
             return trial.steps * at_a_time * sum(len(e.tokens) for e in lesson)
 
-        night = self.asleep(len(learnt)).steps * c.sleep.batch_rows * c.row_length
+        night = self.night(len(learnt)).steps * c.sleep.batch_rows * c.row_length
         epochs = max(round((sum(map(instance, lessons)) + night) / sum(len(e.tokens) for e in encoded)), 1)
         fit = FitConfig(trial.rank, trial.alpha, epochs, self.config.learn.batch_rows, trial.optim)
         adapter, _ = trials.fit(who.model, fit, params, who.memory, self.start, rows, seed)
@@ -264,7 +264,7 @@ def passages_of(config: Config) -> tuple[list[Task], list[Task]]:
     for key, have, want in (("train", train, c.train), ("single, continued or edits", given, wanted)):
         if len(have) < want:
             raise ValueError(f"passages.{key} asks for {want} passages, but there are {len(have)}: lower it")
-    asked = config.stream.probes
+    asked = config.stream.asked
     return (
         _named([Task(p.title, p.text, p.valid) for p in train[: c.train]]),
         _named([Task(p.title, p.text, getattr(p, asked)) for p in given[:wanted]]),

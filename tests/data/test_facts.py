@@ -102,14 +102,14 @@ def test_held_out_phrasings_are_made_of_trained_words(source, attributes):
     assert words(p for a in chosen for p in (*a.valid, *a.test)) <= trained
 
 
-@both
-def test_a_fold_asks_what_is_else_trained_and_trains_what_is_else_asked(source):
-    cast, config = SOURCES[source].CAST, StreamConfig(source=source, strangers=5)
+def test_a_fold_asks_what_is_else_trained_and_trains_what_is_else_asked():
+    cast, config = biographies.CAST, StreamConfig(strangers=5)
     plain, told = cast.load(config), cast.passages(config, 2)
     asked = []
-    for fold in (1, 2, 3):
-        folded = dataclasses.replace(config, fold=fold)
+    for fold in ("fold1", "fold2", "fold3"):
+        folded = dataclasses.replace(config, probes=fold)
         life, texts = cast.load(folded), cast.passages(folded, 2)
+        assert stream.load(folded).birth == dataclasses.replace(life.birth, test=life.birth.valid)
         assert [e.test for e in (life.birth, *life.days)] == [e.test for e in (plain.birth, *plain.days)]
         for there, here in zip((plain.birth, *plain.days), (life.birth, *life.days), strict=True):
             assert set(there.train) | set(there.valid) == set(here.train) | set(here.valid)
@@ -125,9 +125,14 @@ def test_a_fold_asks_what_is_else_trained_and_trains_what_is_else_asked(source):
     assert len(set(asked)) == len(asked) == 6 * config.attributes, "each is asked in one fold"
 
 
-def test_no_other_fold_than_three():
-    with pytest.raises(ValueError, match="stream.fold=4 is not one of 0"):
-        StreamConfig(fold=4)
+def test_folds_are_three_and_of_biographies():
+    with pytest.raises(ValueError, match="stream.probes='fold4' is neither 'test' nor 'valid' nor one of"):
+        StreamConfig(probes="fold4")
+    with pytest.raises(
+        ValueError, match="'fold1' asks in phrasings of biographies, but stream.source='stories'"
+    ):
+        StreamConfig(source="stories", probes="fold1")
+    StreamConfig(source="documents", birth="biographies", probes="fold1")
 
 
 def test_too_many_people_or_attributes():

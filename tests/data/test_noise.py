@@ -59,19 +59,21 @@ def test_words_are_found_whole_and_no_special_token_with_them(tok):
     tokens_BT = packing.pack(encoding.encode(tok, pairs, 40), 40)[0].tokens_BT
     assert len(tok.encode(" greenish")) > 1 and len(tok.encode(" twofold")) > 1
     asked = []
-    found_BT = noise.words(tokens_BT, tok, lambda word: asked.append(word) or word in ("greenish", "three"))
+    found_BT = noise.of_words(
+        tokens_BT, tok, lambda word: asked.append(word) or word in ("greenish", "three")
+    )
     assert sorted(asked) == ["blue", "green", "greenish", "one", "red", "three", "two", "twofold"]
     assert not found_BT[np.isin(tokens_BT, (tok.pad, tok.bos, tok.eos, tok.ans))].any()
     [row], [found] = tokens_BT, found_BT
     assert sorted(tok.decode(row[found]).split()) == ["greenish", "greenish", "three", "three"]
     assert sorted(tok.decode(row[~found]).split()) == ["blue", "green", "one", "red", "two", "twofold"]
-    assert not noise.words(tokens_BT, tok, lambda word: word in ("ish", "fold", "")).any()
+    assert not noise.of_words(tokens_BT, tok, lambda word: word in ("ish", "fold", "")).any()
 
 
 def test_a_rows_share_of_blanks_is_its_own_and_about_phrasing_alone():
     draw = np.random.default_rng(0)
     phrasing_BT = draw.random((4000, 60)) < 0.5
-    draws_BT = noise.of_phrasing(draw.random(phrasing_BT.shape), phrasing_BT, draw.random(len(phrasing_BT)))
+    draws_BT = noise.uneven(draw.random(phrasing_BT.shape), phrasing_BT, draw.random(len(phrasing_BT)))
     blank_BT = draws_BT < 0.3
     assert not blank_BT[~phrasing_BT].any() and not (draws_BT[~phrasing_BT] < 0.999).any()
     share_B = blank_BT.sum(1) / phrasing_BT.sum(1)

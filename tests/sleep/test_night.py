@@ -261,7 +261,9 @@ def test_blanks_of_phrasing_spare_the_past_and_what_only_the_day_says(
     monkeypatch.setattr(consolidate, "mean_kl", lambda *args: None)
     for blanks in (0.0, 0.5):
         plain = {"alpha": 1.0, "on_policy": 0.0}
-        world, state = waking(tmp_path, born, sleep={"blanks": blanks, "common": 0.15, "seed": plain})
+        world, state = waking(
+            tmp_path, born, sleep={"blanks": blanks, "phrasing": 0.15 * (blanks > 0), "seed": plain}
+        )
         night.run(world, "001-sleep", 1, state.params, state.memory, [], world.stream.days[:1], Variant())
     past = [f"{d.example.prompt} {d.example.answer}" for _, ds in dreamt[0].train for d in ds]
     counts = Counter(word for text in past for word in grounding.words(text))
@@ -271,7 +273,7 @@ def test_blanks_of_phrasing_spare_the_past_and_what_only_the_day_says(
         blank_BT = lesson.rows.tokens_BT != whole.rows.tokens_BT
         assert not blank_BT[lesson.own_B == 0].any()
         blanked += blank_BT.sum()
-        names_BT = noise.words(whole.rows.tokens_BT, world.tok, lambda w: not grounding.words(w) <= common)
+        names_BT = noise.of_words(whole.rows.tokens_BT, world.tok, lambda w: not grounding.words(w) <= common)
         asked_BT = noise.prompts(whole.rows.tokens_BT, world.tok) & (lesson.own_B > 0)[:, None]
         assert not (blank_BT & ~asked_BT).any() and not (blank_BT & names_BT).any()
         spared += (asked_BT & names_BT).sum()
