@@ -134,7 +134,6 @@ def get_config() -> ConfigDict:
     n.new_share = 0.5  # share of the day's rows in a batch
     n.recall_share = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     n.blanks = 0.0  # share of dreamt prompts' tokens blanked for the student alone
-    n.phrasing = 0.0  # share of old dreams that use a word of the day which may be blanked; 0 blanks any
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
     n.held_out = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -220,7 +219,6 @@ def get_config() -> ConfigDict:
     q.edits = 8  # passages that are incorporated one after the other
     q.steps_for_one = 400  # most optimiser steps of a night that keeps one passage
     q.steps_for_many = 400  # of a night that keeps several
-    q.blanks_for_many = 0.0  # sleep.blanks of such a night; 0 is as sleep.blanks says
 
     c.puzzles = z = ConfigDict()  # study "few_shot"
     z.source = "generated"  # "generated", or "arc" from {data_dir}/arc_agi1/

@@ -45,7 +45,6 @@ def get_config(source: str = "biographies"):
         raise ValueError(f"knowledge_incorporation.py:{source} is neither :biographies nor :squad")
     c.passages.source, c.data_dir = "squad", "../shared/data"
     c.passages.train, c.passages.single, c.passages.continued = 50, 200, 200
-    c.passages.blanks_for_many = c.sleep.phrasing = 0.0  # a checkpoint has never read a blank
     c.rem.roles, c.rem.per_context, c.rem.top, c.rem.random, c.rem.recount = ("implications",), 5, 4, 1, 5
     c.rem.common, c.rem.grader, c.rem.max_new = 0.0, "contains", 512  # its words are no dreams' of birth
     c.rem.trials.rank, c.rem.trials.alpha, c.rem.trials.at_once = 32, 64.0, 8
@@ -98,5 +97,4 @@ def biographies():
     c.rem.trials.steps, c.rem.trials.batch_rows, c.rem.trials.optim.lr = 80, 2, 5e-3
     c.passages.single, c.passages.train = 8, 8
     c.passages.steps_for_one, c.passages.steps_for_many = 200, 2000
-    c.passages.blanks_for_many, c.sleep.phrasing = 0.3, 0.04
     return c

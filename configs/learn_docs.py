@@ -31,7 +31,6 @@ from configs import knowledge_incorporation
 def get_config(size: str = "small"):
     c = knowledge_incorporation.get_config()
     c.study, c.method = "life", "sleep,sequential"
-    c.passages.blanks_for_many = c.sleep.phrasing = 0.0
     c.stream.source, c.stream.path, c.stream.days = "documents", "configs/notes", 0
     c.stream.birth = "biographies"
     c.wake.notes = 24

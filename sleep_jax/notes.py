@@ -30,8 +30,7 @@ CUTS = (re.compile(r"(?<=[.!?])\s+|\n|[。！？]"), re.compile(r"\s+"))
 
 def reader(model, tok, params, skills: Sequence[Example], config: Config) -> Sleeper:
     """The newborn, who takes the notes of all days: whatever a method makes of them, it is given the same."""
-    shown = tuple(e.answer for e in skills)
-    words = grounding.common(shown, config.rem.common) if config.rem.common else frozenset()
+    words = grounding.common(tuple(skills), config.rem.common) if config.rem.common else frozenset()
     return Sleeper(model, tok, params, None, config.row_length, config.answer_tokens, common=words)
 
 

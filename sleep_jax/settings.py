@@ -52,9 +52,6 @@ class SleepConfig:
     new_share: float = 0.5  # share of the day's rows in a batch
     recall_share: float = 0.2  # share of those that go from answer to prompt, to be dreamt of later
     blanks: float = 0.0  # share of the dreamt prompts' tokens that the student, not its teacher, sees blanked
-    # blanks are of how one asks alone: words in the day's prompts that this share of old dreams use too (let
-    # it be above the share of any one name); 0: any word, in old dreams' prompts as well
-    phrasing: float = 0.0
     steps: int = 400  # most optimiser steps
     batch_rows: int = 16  # rows of dreams per step
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
@@ -81,8 +78,6 @@ class SleepConfig:
             raise ValueError(f"sleep.skill_share={self.skill_share} is not in [0, 1)")
         if not 0 <= self.blanks < 1:
             raise ValueError(f"sleep.blanks={self.blanks} is not in [0, 1)")
-        if not 0 <= self.phrasing <= 1:
-            raise ValueError(f"sleep.phrasing={self.phrasing} is not in [0, 1]; 0 blanks any word")
         above_zero(self, "sleep.", "night_weight")
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")
@@ -129,13 +124,10 @@ class PassagesConfig:
     edits: int = 8  # passages that are incorporated one after the other
     steps_for_one: int = 400  # most optimiser steps of a night that keeps one passage
     steps_for_many: int = 400  # of a night that keeps several
-    blanks_for_many: float = 0.0  # sleep.blanks of such a night; 0 is as sleep.blanks says
 
     def __post_init__(self):
         at_least(self, "passages.", train=1, single=1, continued=1, edits=1)
         at_least(self, "passages.", steps_for_one=1, steps_for_many=1)
-        if not 0 <= self.blanks_for_many < 1:
-            raise ValueError(f"passages.blanks_for_many={self.blanks_for_many} is not in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,22 +209,6 @@ class Config:
                 f"rem.common={self.rem.common} takes the words that dreams shown at birth use, but "
                 "stream.strangers=0 shows none: set the one to 0 or raise the other"
             )
-        if self.sleep.phrasing:
-            blanks = {
-                "sleep.blanks": self.sleep.blanks,
-                "passages.blanks_for_many": self.passages.blanks_for_many,
-            }
-            if not any(blanks.values()):
-                raise ValueError(
-                    f"sleep.phrasing={self.sleep.phrasing} says which words are blanked, but "
-                    f"{' and '.join(f'{k}=0' for k in blanks)} blank none: set it to 0 or raise one of them"
-                )
-            for key, share in blanks.items():
-                if share > 0.5:
-                    raise ValueError(
-                        f"{key}={share} is above 0.5 with sleep.phrasing={self.sleep.phrasing}: each row "
-                        "then has its own share, up to twice as large; lower it, or set sleep.phrasing to 0"
-                    )
         if self.checkpoint_every % self.sleep.imitate.refresh:
             raise ValueError(
                 f"checkpoint_every={self.checkpoint_every} is not a multiple of sleep.imitate.refresh="

@@ -1,6 +1,5 @@
 """Text to token ids and back: byte-level BPE with six tokens of our own, which no text can forge."""
 
-import functools
 import json
 import os
 import pathlib
@@ -8,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -17,7 +15,6 @@ from sleep_jax.data import llama2c
 KINDS = ("pad", "bos", "eos", "ans", "recall", "say")
 CONFIG = "tokenizer_config.json"
 SPECIALS = tuple(f"<{kind}>" for kind in KINDS)
-SPACES = ("\u0120", "\u2581", " ")  # how byte-level BPE, SentencePiece and llama2.c write one before a word
 UNUSED = re.compile(r"<\|reserved_special_token_\d+\|>|<unused\d+>")  # of Llama 3 and of Gemma
 
 
@@ -156,12 +153,6 @@ class Tokenizer:
             return self._inner.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:
             raise ValueError(f"not a text that UTF-8 can hold: {text[:60]!r} ({error})") from error
-
-    @functools.cached_property
-    def opens(self) -> np.ndarray:
-        """bool [vocab_size]: ids that begin a word, by the mark of a space that their piece begins with."""
-        pieces = (self._inner.id_to_token(i) or "" for i in range(self.vocab_size))
-        return np.array([piece[:1] in SPACES for piece in pieces])
 
     def asked(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a dialogue up to where the model answers, in the form of the checkpoint's own template.

@@ -14,10 +14,14 @@ def words(text: str) -> set[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def common(texts: tuple[str, ...], share: float) -> frozenset[str]:
-    """Words that at least this share of the texts use, whatever they are about."""
-    counts = Counter(word for text in texts for word in words(text))
-    return frozenset(word for word, n in counts.items() if n >= share * len(texts))
+def common(shown: tuple[Example, ...], share: float) -> frozenset[str]:
+    """Words that at least this share of the dreams shown at birth use, whatever they are dreams of.
+
+    Args:
+      shown: contexts, as they are asked for, with their dreams (`Stream.skills`).
+    """
+    counts = Counter(word for e in shown for word in words(e.answer))
+    return frozenset(word for word, n in counts.items() if n >= share * len(shown))
 
 
 def grounded(lines: Sequence[Example], context: str, common: frozenset[str]) -> tuple[Example, ...]:

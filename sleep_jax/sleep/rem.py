@@ -14,7 +14,6 @@ from sleep_jax.data.stream import Example, Experience
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.settings import SleepConfig
 from sleep_jax.sleep import dream, grounding, night, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Sleeper, Task
 from sleep_jax.sleep.night import Outcome
@@ -28,8 +27,7 @@ def sleeper(world: World, params: Tree, memory: Memory) -> Sleeper:
     """The resting self of a life, as the one who dreams."""
     resting = memory_lib.without_locked(memory_lib.rest(memory))
     c = world.config
-    shown = tuple(e.answer for e in world.stream.skills)
-    words = grounding.common(shown, c.rem.common) if c.rem.common else frozenset()
+    words = grounding.common(world.stream.skills, c.rem.common) if c.rem.common else frozenset()
     return Sleeper(world.model, world.tok, params, resting, c.row_length, c.answer_tokens, common=words)
 
 
@@ -218,7 +216,7 @@ def kept(
     config: DreamConfig,
     key: Array,
     rehearse: Callable[[Memory, list[Slot]], Sequence[tuple[Self, list[Dream]]]] | None = None,
-    sleep: SleepConfig | None = None,
+    steps: int = 0,
 ) -> Outcome:
     """A night that keeps what was learnt of some tasks: room is made, the past dreamt, and all of it seeded.
 
@@ -227,7 +225,7 @@ def kept(
       params, memory, slots: asleep.
       adapters: the one that every instance begins with, and the dreamer's.
       rehearse: dreams of earlier selves once there is room; None are `rehearsed` ones.
-      sleep: how this night sleeps, not one that makes room; None is as the configuration says.
+      steps: most of this night, not of one that makes room; 0 is `sleep.steps`.
     """
     memory, slots, reason = night.make_room(world, name, cycle, params, memory, slots, Variant())
     if reason:
@@ -235,7 +233,8 @@ def kept(
         return Outcome(params, memory, slots, ended)
     old = rehearse(memory, slots) if rehearse else rehearsed(world, params, memory, slots, cycle)
     asleep = world
-    if sleep is not None:
+    if steps:
+        sleep = dataclasses.replace(world.config.sleep, steps=steps)
         asleep = dataclasses.replace(world, config=dataclasses.replace(world.config, sleep=sleep))
     key = rng.fold(key, 2)
     outcome = remember(asleep, name, cycle, params, memory, slots, *adapters, learnt, old, config, key)

@@ -11,7 +11,7 @@ from sleep_jax import optim, rng, steps, trees
 from sleep_jax.data import encoding, noise, pipeline
 from sleep_jax.fit import Early, World, fit
 from sleep_jax.model import memory as memory_lib
-from sleep_jax.sleep import consolidate, grounding, imitate
+from sleep_jax.sleep import consolidate, imitate
 from sleep_jax.sleep.consolidate import SeedConfig
 from sleep_jax.sleep.recall import Dream
 from sleep_jax.sleep.selves import Self, seen_by
@@ -134,13 +134,8 @@ def seed(
         groups.append((past, past_recalled, 1 - config.new_share, False))
     train, order = _lessons(world, params, memory, groups, context)
 
-    phrasing_BT = _phrasing(world, old.train, train) if config.blanks and config.phrasing else None
-
     def drawn(rows_B: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        draws_BT = draw.random((len(rows_B), world.config.row_length))
-        if phrasing_BT is not None:
-            draws_BT = noise.uneven(draws_BT, phrasing_BT[rows_B], draw.random(len(rows_B)))
-        return rows_B, draws_BT
+        return rows_B, draw.random((len(rows_B), world.config.row_length))
 
     batches = pipeline.batches(order, config.batch_rows, world.seed * 1000 + cycle, epochs=None, noise=drawn)
     practiser = imitate.Practiser(
@@ -237,30 +232,6 @@ def _lessons(
         parts[0] = jax.tree.map(lambda *xs: np.concatenate(xs), parts[0], told)
     order = pipeline.in_shares([len(p.hidden_BTD) for p in parts], shares)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts), order
-
-
-def _phrasing(
-    world: World, old: Sequence[tuple[Self, Sequence[Dream]]], lesson: consolidate.Lesson
-) -> np.ndarray:
-    """bool [B, T]: the words in rows of the day that old dreams use too: how one asks, not of whom.
-
-    Blanks of these alone leave it to the student to know its day by the names in it, however it is asked.
-    Every row of dreams has a share of its own: with as many blanks in each, the router opened on blanks, and
-    whoever asks leaves none. All of this is our reading.
-
-    Raises:
-      ValueError: the tokenizer's vocabulary does not tell where words begin.
-    """
-    if not world.tok.opens.any():
-        raise ValueError(
-            f"sleep.phrasing={world.config.sleep.phrasing} blanks words, but no token of this vocabulary "
-            "begins with a space, so that words cannot be told: set it to 0"
-        )
-    texts = tuple(f"{d.example.prompt} {d.example.answer}" for _, dreams in old for d in dreams)
-    known = grounding.common(texts, world.config.sleep.phrasing)
-    tokens_BT = lesson.rows.tokens_BT
-    spoken_BT = noise.of_words(tokens_BT, world.tok, lambda word: grounding.words(word) <= known)
-    return spoken_BT & (lesson.own_B > 0)[:, None]
 
 
 def _encoded(world: World, taught: Sequence[tuple[Self, list[Dream]]], encode=consolidate.encode) -> Encoded:

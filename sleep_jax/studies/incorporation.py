@@ -18,7 +18,7 @@ from sleep_jax.data.encoding import Encoded
 from sleep_jax.fit import World
 from sleep_jax.model import lora
 from sleep_jax.phases import State
-from sleep_jax.settings import Config, SleepConfig
+from sleep_jax.settings import Config
 from sleep_jax.sleep import dream, graders, rem, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
 from sleep_jax.sleep.recall import Dream
@@ -99,17 +99,15 @@ class Bench:
 
         outcome = rem.kept(
             self.world, f"{cycle:03d}-{part}", cycle, part, *asleep, (self.start, self.dreamer), learnt,
-            self.config, key, rehearse, self.night(len(learnt)),
+            self.config, key, rehearse, self.steps(len(learnt)),
         )  # fmt: skip
         self.nights.append(outcome.night)
         return dataclasses.replace(state, memory=outcome.memory, slots=outcome.slots)
 
-    def night(self, count: int) -> SleepConfig:
-        """How a night sleeps that keeps so many passages."""
-        c, sleep = self.world.config.passages, self.world.config.sleep
-        if count == 1:
-            return dataclasses.replace(sleep, steps=c.steps_for_one)
-        return dataclasses.replace(sleep, steps=c.steps_for_many, blanks=c.blanks_for_many or sleep.blanks)
+    def steps(self, count: int) -> int:
+        """Most steps of a night that keeps so many passages."""
+        c = self.world.config.passages
+        return c.steps_for_one if count == 1 else c.steps_for_many
 
     def fitted(self, params: Tree, memory: Memory, learnt: Sequence[Learnt], seed: int) -> Tree:
         """One scaled adapter for all that was learnt, in the gradient tokens of instances and a night."""
@@ -124,7 +122,7 @@ class Bench:
             at_a_time = min(trial.batch_rows or own, own) / own
             return trial.steps * at_a_time * sum(len(e.tokens) for e in lesson)
 
-        night = self.night(len(learnt)).steps * c.sleep.batch_rows * c.row_length
+        night = self.steps(len(learnt)) * c.sleep.batch_rows * c.row_length
         epochs = max(round((sum(map(instance, lessons)) + night) / sum(len(e.tokens) for e in encoded)), 1)
         fit = FitConfig(trial.rank, trial.alpha, epochs, self.config.learn.batch_rows, trial.optim)
         adapter, _ = trials.fit(who.model, fit, params, who.memory, self.start, rows, seed)

@@ -54,34 +54,6 @@ def test_blanks_change_their_share_of_the_prompts_and_nothing_else(tok, rows):
         assert getattr(out, name) is getattr(many, name)
 
 
-def test_words_are_found_whole_and_no_special_token_with_them(tok):
-    pairs = [Example("red greenish blue green", "one two"), Example("twofold three", "greenish three")]
-    tokens_BT = packing.pack(encoding.encode(tok, pairs, 40), 40)[0].tokens_BT
-    assert len(tok.encode(" greenish")) > 1 and len(tok.encode(" twofold")) > 1
-    asked = []
-    found_BT = noise.of_words(
-        tokens_BT, tok, lambda word: asked.append(word) or word in ("greenish", "three")
-    )
-    assert sorted(asked) == ["blue", "green", "greenish", "one", "red", "three", "two", "twofold"]
-    assert not found_BT[np.isin(tokens_BT, (tok.pad, tok.bos, tok.eos, tok.ans))].any()
-    [row], [found] = tokens_BT, found_BT
-    assert sorted(tok.decode(row[found]).split()) == ["greenish", "greenish", "three", "three"]
-    assert sorted(tok.decode(row[~found]).split()) == ["blue", "green", "one", "red", "two", "twofold"]
-    assert not noise.of_words(tokens_BT, tok, lambda word: word in ("ish", "fold", "")).any()
-
-
-def test_a_rows_share_of_blanks_is_its_own_and_about_phrasing_alone():
-    draw = np.random.default_rng(0)
-    phrasing_BT = draw.random((4000, 60)) < 0.5
-    draws_BT = noise.uneven(draw.random(phrasing_BT.shape), phrasing_BT, draw.random(len(phrasing_BT)))
-    blank_BT = draws_BT < 0.3
-    assert not blank_BT[~phrasing_BT].any() and not (draws_BT[~phrasing_BT] < 0.999).any()
-    share_B = blank_BT.sum(1) / phrasing_BT.sum(1)
-    # uniform in [0, 0.6], of about 30 words each: mean 0.3, variance 0.6^2 / 12 + E[s (1 - s)] / 30
-    assert abs(share_B.mean() - 0.3) < 0.02 and abs(share_B.std() - 0.189) < 0.01
-    assert (share_B < 0.1).mean() > 0.12, "some rows are all but whole"
-
-
 def test_no_share_no_blank(tok, rows):
     same = noise.blanked(rows, np.zeros(rows.tokens_BT.shape), tok, 0.0)
     np.testing.assert_array_equal(same.tokens_BT, rows.tokens_BT)

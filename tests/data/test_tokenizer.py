@@ -42,12 +42,6 @@ def test_decode_drops_specials_and_goes_on_after_them():
     assert TOK.decode([]) == ""
 
 
-def test_words_open_with_a_space():
-    assert TOK.opens.shape == (TOK.vocab_size,) and TOK.opens.dtype == bool
-    assert [bool(o) for o in TOK.opens] == [TOK.decode([i]).startswith(" ") for i in range(TOK.vocab_size)]
-    assert TOK.opens[TOK.encode(" Bristol")[0]] and not TOK.opens[TOK.encode("?")[0]]
-
-
 def test_save_and_load(tmp_path):
     TOK.save(tmp_path / "tokenizer.json")
     again = Tokenizer.load(tmp_path / "tokenizer.json")

@@ -102,10 +102,15 @@ def test_lines_that_are_not_grounded_are_struck_and_nothing_else_is(who, saying)
     assert [len(d.says) for d in whole] == [3, 1, 1] and not any(d.struck for d in whole)
 
 
-def test_words_are_common_by_the_share_of_texts_that_use_them():
-    texts = "Who is Ann? -> a cat", "Is Bo, Bo a dog?", "is"
-    assert grounding.common(texts, 1.0) == {"is"}
-    assert grounding.common(texts, 0.34) == {"is"} and grounding.common(texts, 0.33) >= {"bo", "ann", "dog"}
+def test_words_are_common_by_the_share_of_dreams_that_use_them():
+    shown = (
+        Example("Ann of Bath", "Who is Ann? -> a cat"),
+        Example("Bo", "Is Bo, Bo a dog?"),
+        Example("", "is"),
+    )
+    assert grounding.common(shown, 1.0) == {"is"}
+    assert grounding.common(shown, 0.34) == {"is"} and grounding.common(shown, 0.33) >= {"bo", "ann", "dog"}
+    assert "bath" not in grounding.common(shown, 0.01), "words of contexts are not words of dreams"
 
 
 def test_a_question_that_is_too_long_is_not_tried(who, saying):

@@ -5,7 +5,6 @@ import functools
 import json
 import shutil
 import types
-from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +21,9 @@ from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.methods import sleep
 from sleep_jax.model import memory as memory_lib
 from sleep_jax.ops import divergence
-from sleep_jax.sleep import consolidate, grounding, night, seeding, selves
+from sleep_jax.sleep import consolidate, night, seeding, selves
 from sleep_jax.sleep.recall import Dream
-from sleep_jax.sleep.seeding import Seeding, Taught, Variant
+from sleep_jax.sleep.seeding import Seeding, Variant
 from sleep_jax.sleep.selves import Slot
 
 KEY = jax.random.key(0)
@@ -243,41 +242,6 @@ def test_blanks_are_the_students_alone(born, begun, tmp_path, monkeypatch, quick
         assert 0.2 < blank_BT.sum() / asked_BT.sum() < 0.8 and not (blank_BT & ~asked_BT).any()
     assert not seen[1][2], "drawn anew for every batch"
     np.testing.assert_array_equal(held_out[0].rows.tokens_BT, held_out[1].rows.tokens_BT)
-
-
-def test_blanks_of_phrasing_spare_the_past_and_what_only_the_day_says(
-    born, begun, tmp_path, monkeypatch, quickly
-):
-    begun(tmp_path, "000-birth", "001-wake")
-    seen, dreamt = [], []
-
-    def fit(world, phase, cycle, step, state, frozen, batches, count, *, stage, early):
-        seen.append([stage(n, state.params, next(batches))[0]["lesson"] for n in range(8)])
-        raise FloatingPointError
-
-    split = Taught.split.__func__
-    monkeypatch.setattr(Taught, "split", classmethod(lambda *args: dreamt.append(split(*args)) or dreamt[-1]))
-    monkeypatch.setattr(seeding, "fit", fit)
-    monkeypatch.setattr(consolidate, "mean_kl", lambda *args: None)
-    for blanks in (0.0, 0.5):
-        plain = {"alpha": 1.0, "on_policy": 0.0}
-        world, state = waking(
-            tmp_path, born, sleep={"blanks": blanks, "phrasing": 0.15 * (blanks > 0), "seed": plain}
-        )
-        night.run(world, "001-sleep", 1, state.params, state.memory, [], world.stream.days[:1], Variant())
-    past = [f"{d.example.prompt} {d.example.answer}" for _, ds in dreamt[0].train for d in ds]
-    counts = Counter(word for text in past for word in grounding.words(text))
-    common = {word for word, n in counts.items() if n >= 0.15 * len(past)}
-    blanked = spared = 0
-    for whole, lesson in zip(*seen, strict=True):
-        blank_BT = lesson.rows.tokens_BT != whole.rows.tokens_BT
-        assert not blank_BT[lesson.own_B == 0].any()
-        blanked += blank_BT.sum()
-        names_BT = noise.of_words(whole.rows.tokens_BT, world.tok, lambda w: not grounding.words(w) <= common)
-        asked_BT = noise.prompts(whole.rows.tokens_BT, world.tok) & (lesson.own_B > 0)[:, None]
-        assert not (blank_BT & ~asked_BT).any() and not (blank_BT & names_BT).any()
-        spared += (asked_BT & names_BT).sum()
-    assert blanked > 8 and spared > 20, (blanked, spared)
 
 
 def test_free_text_is_judged_by_its_likeliest_tokens_and_every_dream_counts_alike(
