@@ -65,7 +65,7 @@ def for_checkpoint(c):
     c.wake.rule, c.wake.lr, c.wake.passes = "adam", (3e-4,), 4
     c.sleep.recall.batch_size, c.rem.batch_size = 32, 32
     c.sleep.recall.answer_max_new, c.sleep.recall.max_new = 32, 256
-    c.sleep.optim.lr, c.sleep.optim.weight_decay, c.sleep.averaged = 1e-3, 0.0, 0.0
+    c.sleep.optim.lr = 1e-3
 
 
 def biographies():

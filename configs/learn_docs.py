@@ -35,7 +35,6 @@ def get_config(size: str = "small"):
     c.stream.birth = "biographies"
     c.wake.notes = 24
     c.anchor.text = "python"
-    c.sleep.optim.weight_decay, c.sleep.averaged = 0.0, 0.0  # chosen for passages, and not measured on these
     if size == "small":
         return c
     if size != "checkpoint":

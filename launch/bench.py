@@ -176,7 +176,7 @@ class Workbench:
     def seeding_step(self) -> Piece:
         """Knowledge Seeding of one slot with the teachers' hidden states at hand."""
         c = self.config.sleep
-        optimizer = optim.make(c.optim, c.steps, c.averaged)
+        optimizer = optim.make(c.optim, c.steps)
         objective = consolidate.objective(
             self.model, c.seed, consolidate.into_slot(0, self.slot), (0, self.slot)
         )

@@ -291,7 +291,7 @@ def _check_fit(path: pathlib.Path, stored: dict[str, str], wanted: dict[str, str
         raise CheckpointError(
             f"checkpoint {path} is of another architecture; {len(differ)} of {len(every)} arrays differ:\n"
             + "\n".join(differ[:SHOWN] + rest)
-            + "\nSet model and memory (birth.optim, wake, sleep.optim, sleep.averaged or baseline.optim for "
-            "the arrays of an optimiser) to what it was written with, which stands in config.json of its "
-            "work directory, or choose another --workdir."
+            + "\nSet model and memory (birth.optim, wake, sleep.optim or baseline.optim for the arrays of an "
+            "optimiser) to what it was written with, which stands in config.json of its work directory, or "
+            "choose another --workdir."
         )

@@ -46,7 +46,7 @@ def _matrices(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def make(config: OptimConfig, steps: int, averaged: float = 0.0) -> optax.GradientTransformation:
+def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The optimiser for a run of `steps` updates (AdamW: Loshchilov & Hutter 2017, 1711.05101).
 
         eta_t = lr t / w                                                       t < w = warmup * steps
@@ -57,21 +57,17 @@ def make(config: OptimConfig, steps: int, averaged: float = 0.0) -> optax.Gradie
     matrices decay. Parameters of less than float32 are the rounding of a float32 copy in the state (bfloat16
     ones then take 14 bytes each with both moments, where float32 ones take 12): a step of 1e-5 on a bfloat16
     number beyond 0.004 would round to none, however many there are.
-
-    Args:
-      averaged: window of `averaging` as a share of `steps`; 0 takes no mean.
     """
     warmup = int(config.warmup * steps)
     schedule = optax.warmup_cosine_decay_schedule(
         config.lr if warmup == 0 else 0.0, config.lr, warmup, max(steps, warmup + 1), config.lr * config.final
     )
-    optimizer = _in_float32(
+    return _in_float32(
         optax.chain(
             optax.clip_by_global_norm(config.clip),
             optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices),
         )
     )
-    return averaging(optimizer, averaged * steps) if averaged else optimizer
 
 
 class Averaging(NamedTuple):
@@ -85,24 +81,22 @@ class Averaging(NamedTuple):
 def averaging(inner: optax.GradientTransformation, window: float) -> optax.GradientTransformation:
     """`inner`, and beside it a running mean of the parameters theta_t that it comes to:
 
-        a_t = a_(t-1) + (theta_t - a_(t-1)) / max(1, min(t, window))
+        a_t = a_(t-1) + (theta_t - a_(t-1)) / min(t, window)
 
     So it is the mean of all steps until there are `window` of them (Polyak & Juditsky 1992), from then on an
-    exponential one; what was there before the first step has no part in it. It takes 4 bytes a parameter, is
-    float32 whatever the parameters are, and is read by `averaged`.
+    exponential one; what was there before the first step has no part in it. `averaged` reads it.
 
     Args:
-      inner: what takes the steps.
-      window: in steps; at most 1 is the last alone.
+      inner: of parameters of float32.
+      window: in steps; at most 1 keeps no more than the last.
     """
 
     def init(params: Tree) -> Averaging:
-        copy = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-        return Averaging(copy, jnp.int32(0), inner.init(params))
+        return Averaging(jax.tree.map(jnp.array, params), jnp.int32(0), inner.init(params))
 
     def update(grads: Tree, state: Averaging, params: Tree) -> tuple[Tree, Averaging]:
         change, after = inner.update(grads, state.inner, params)
-        share = 1 / jnp.minimum(state.t + 1, max(float(window), 1.0))
+        share = 1 / jnp.minimum(state.t + 1, max(window, 1))
         average = jax.tree.map(
             lambda a, p: a + share * (p - a), state.average, optax.apply_updates(params, change)
         )
@@ -112,10 +106,8 @@ def averaging(inner: optax.GradientTransformation, window: float) -> optax.Gradi
 
 
 def averaged(state: TrainState) -> Tree:
-    """The parameters, or their mean where the optimiser takes one, in their dtypes."""
-    if not isinstance(state.opt_state, Averaging):
-        return state.params
-    return jax.tree.map(lambda a, p: a.astype(p.dtype), state.opt_state.average, state.params)
+    """The parameters that are to be judged and kept: their mean where the optimiser takes one."""
+    return state.opt_state.average if isinstance(state.opt_state, Averaging) else state.params
 
 
 class Widened(NamedTuple):

@@ -23,8 +23,8 @@ from sleep_jax.types import Array, Tree
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")
 
-# The first pattern found in a path decides; () keeps the whole array on every device. Moments and means
-# of an optimiser end in the names of their parameters. A scalar (a step, its counter) needs no rule.
+# The first pattern found in a path decides; () keeps the whole array on every device. Optimiser moments end
+# in the names of their parameters. A scalar (a step, an optimiser's counter) needs no rule: nothing to split.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"_VD$", ("model", "fsdp")),
     (r"_DV$", ("fsdp", "model")),

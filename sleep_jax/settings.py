@@ -54,7 +54,7 @@ class SleepConfig:
     blanks: float = 0.0  # share of the dreamt prompts' tokens that the student, not its teacher, sees blanked
     steps: int = 400  # most optimiser steps
     batch_rows: int = 16  # rows of dreams per step
-    averaged: float = 0.0  # window of the running mean that is kept, as a share of the steps; 0: no mean
+    averaged: float = 0.0  # share of the steps that the slot is a running mean of; 0: as the last left it
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
     validate_every: int = 50  # steps between looks at the held-out dreams
     patience: int = 4  # looks without improvement before the night stops

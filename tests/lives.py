@@ -167,8 +167,8 @@ def rewarding():
 
 def dreaming(birth: str) -> settings.Config:
     """One day and both stages of its night."""
-    more = {"memory": {"slots": 4}, "model": {"max_len": 96}, "sleep": {"averaged": 0.5}}
-    return config(method="sleep_rem", birth={"checkpoint": birth}, stream={"days": 1}, **more)
+    more = {"stream": {"days": 1}, "memory": {"slots": 4}, "model": {"max_len": 96}}
+    return config(method="sleep_rem", birth={"checkpoint": birth}, **more)
 
 
 def main(workdir: str, birth: str, cache: str, kills: str, method: str) -> None:

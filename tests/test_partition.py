@@ -272,8 +272,6 @@ FSDP_MODEL = {
     "memory/active_LE": (None, None),
     "a_NDR": (None, "fsdp", None),
     "nu/b_NRD": (None, None, "fsdp"),
-    "opt_state/average/pool_ND": (None, "fsdp"),
-    "opt_state/t": (),
     "w_ND": (None, "fsdp"),
     "bias_N": (None,),
     "tokens_L": (None,),

@@ -15,7 +15,7 @@ import pytest
 from equality import bit_equal
 from slots import read_slot
 
-from sleep_jax import checkpoint, life, metrics, optim, phases, trees
+from sleep_jax import checkpoint, life, metrics, phases, trees
 from sleep_jax.data import encoding, noise, stream
 from sleep_jax.data.stream import Example
 from sleep_jax.data.tokenizer import Tokenizer
@@ -248,39 +248,31 @@ def test_blanks_are_the_students_alone(born, begun, tmp_path, monkeypatch, quick
 def test_an_averaged_night_takes_the_same_steps_and_keeps_their_mean(
     born, begun, tmp_path, monkeypatch, quickly
 ):
-    mean_kl, averaged, passed, looks = consolidate.mean_kl, optim.averaged, {}, {}
-
-    def passing(state):
-        passed[name].append(jax.device_get(state.params))
-        return averaged(state)
+    mean_kl, looks = consolidate.mean_kl, []
 
     def looking(*args):
+        looks.append([])
         loss = mean_kl(*args)
-        return lambda slot: looks[name].append((loss(slot), jax.device_get(slot))) or looks[name][-1][0]
+        return lambda slot: looks[-1].append((loss(slot), jax.device_get(slot))) or looks[-1][-1][0]
 
-    monkeypatch.setattr(optim, "averaged", passing)
     monkeypatch.setattr(consolidate, "mean_kl", looking)
-    for name, share in (("last", 0.0), ("mean", 0.5)):
-        passed[name], looks[name] = [], []
+    kept = []
+    for name, averaged in (("last", 0.0), ("mean", 0.5)):
         begun(tmp_path / name, "000-birth", "001-wake")
-        sleep_ = {
-            "averaged": share,
-            "validate_every": 1,
-            "patience": 9,
-            "seed": {"alpha": 1.0, "on_policy": 0.0},
-        }
+        sleep_ = {"averaged": averaged, "steps": 6, "validate_every": 1, "patience": 9}
         world, state = waking(tmp_path / name, born, sleep=sleep_)
         days = world.stream.days[:1]
         outcome = night.run(world, "001-sleep", 1, state.params, state.memory, [], days, Variant())
-        kept = read_slot(outcome.memory, *outcome.place)
-        chex.assert_trees_all_equal(kept, min(looks[name], key=lambda pair: pair[0])[1])
-    chex.assert_trees_all_close(passed["mean"], passed["last"], atol=1e-3)  # as two programs round
-    chex.assert_trees_all_equal([slot for _, slot in looks["last"]], passed["last"])
-    wanted, means = passed["mean"][0], [slot for _, slot in looks["mean"]]
-    for t, (slot, mean) in enumerate(zip(passed["mean"], means, strict=True), start=1):
+        kept.append(read_slot(outcome.memory, *outcome.place))
+    last, mean = ([slot for _, slot in found] for found in looks)
+    assert len(last) == len(mean) == 6
+    wanted = last[0]
+    for t, (slot, found) in enumerate(zip(last, mean, strict=True), start=1):
         wanted = jax.tree.map(lambda a, p, t=t: a + (p - a) / min(t, 3), wanted, slot)
-        chex.assert_trees_all_close(mean, wanted, atol=1e-6)
-    assert t == 6 and np.abs(slot["b_NRD"] - mean["b_NRD"]).max() > 1e-3
+        chex.assert_trees_all_close(found, wanted, atol=1e-6)
+    assert np.abs(last[-1]["b_NRD"] - mean[-1]["b_NRD"]).max() > 1e-4
+    for slot, found in zip(kept, looks, strict=True):
+        chex.assert_trees_all_equal(slot, min(found, key=lambda pair: pair[0])[1])
 
 
 def test_free_text_is_judged_by_its_likeliest_tokens_and_every_dream_counts_alike(
