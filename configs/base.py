@@ -136,7 +136,6 @@ def get_config() -> ConfigDict:
     n.blanks = 0.0  # share of dreamt prompts' tokens blanked for the student alone
     n.steps = 400  # most optimiser steps
     n.batch_rows = 16  # rows of dreams per step
-    n.averaged = 0.0  # share of the steps that the slot is a running mean of; 0: as the last step left it
     n.held_out = 0.08  # share of the dreams kept for stopping early and for judging the night
     n.validate_every = 50  # steps between looks at held-out dreams
     n.patience = 4  # looks without improvement before stopping

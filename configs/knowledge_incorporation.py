@@ -82,7 +82,7 @@ def biographies():
     c.eval_batch = c.sleep.recall.batch_size = 128
     c.sleep.old_dreams, c.sleep.new_dreams = 600, 300
     c.sleep.steps, c.sleep.batch_rows, c.sleep.validate_every, c.sleep.patience = 1000, 8, 100, 25
-    c.sleep.optim.lr, c.sleep.optim.weight_decay, c.sleep.averaged = 7e-3, 0.1, 0.25
+    c.sleep.optim.lr = 7e-3
     c.sleep.seed.alpha, c.sleep.seed.on_policy = 1.0, 0.0
     c.sleep.seed.temperature, c.sleep.seed.missed = 2.0, 4.0
     # Fifty teachers begin their dreams with fifty names: what stands in a prompt is learnt by heart alone.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sleep_jax import checkpoint, cost, metrics, optim, rng, terminal
+from sleep_jax import checkpoint, cost, metrics, rng, terminal
 from sleep_jax.data.stream import Stream
 from sleep_jax.data.tokenizer import Tokenizer
 from sleep_jax.partition import Partitioner, fetch
@@ -129,8 +129,7 @@ def fit(
       batches: a grain iterator; its position is checkpointed.
       count: most steps.
       stage: `stage(step, params, batch) -> (batch, shown)` completes a batch on the host.
-      early: stop early, and give back the best parameters that were looked at as `state.params`, in place of
-        the last; looked at are their means where the optimiser takes any.
+      early: stop early, and give back the best `state.params` in place of the last.
 
     Returns:
       The state after the last step, and what is to be said of the run: steps and the best held-out loss.
@@ -195,15 +194,14 @@ def fit(
                 pending = (step, values, shown)
             look = early and (step % early.every == 0 or step == count)
             if look:
-                looked_at = optim.averaged(state)
-                loss = early.loss(looked_at)
+                loss = early.loss(state.params)
                 if not np.isfinite(loss):
                     raise FloatingPointError(
                         f"{phase} step {step}: the held-out loss is {loss}: lower {rate}"
                     )
                 world.writer.write(name, cycle, step, {"held_out_kl": loss})
                 if loss < best_loss:
-                    best, best_loss, stale = fetch(looked_at), loss, 0
+                    best, best_loss, stale = fetch(state.params), loss, 0
                 else:
                     stale += 1
             if step % c.checkpoint_every == 0 and step < count:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sleep_jax.bounds import above_zero, at_least
-from sleep_jax.types import Array, TrainState, Tree
+from sleep_jax.types import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,46 +68,6 @@ def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
             optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices),
         )
     )
-
-
-class Averaging(NamedTuple):
-    """State of an optimiser whose parameters are averaged over its steps, t of them so far."""
-
-    average: Tree
-    t: Array
-    inner: optax.OptState
-
-
-def averaging(inner: optax.GradientTransformation, window: float) -> optax.GradientTransformation:
-    """`inner`, and beside it a running mean of the parameters theta_t that it comes to:
-
-        a_t = a_(t-1) + (theta_t - a_(t-1)) / min(t, window)
-
-    So it is the mean of all steps until there are `window` of them (Polyak & Juditsky 1992), from then on an
-    exponential one; what was there before the first step has no part in it. `averaged` reads it.
-
-    Args:
-      inner: of parameters of float32.
-      window: in steps; at most 1 keeps no more than the last.
-    """
-
-    def init(params: Tree) -> Averaging:
-        return Averaging(jax.tree.map(jnp.array, params), jnp.int32(0), inner.init(params))
-
-    def update(grads: Tree, state: Averaging, params: Tree) -> tuple[Tree, Averaging]:
-        change, after = inner.update(grads, state.inner, params)
-        share = 1 / jnp.minimum(state.t + 1, max(window, 1))
-        average = jax.tree.map(
-            lambda a, p: a + share * (p - a), state.average, optax.apply_updates(params, change)
-        )
-        return change, Averaging(average, state.t + 1, after)
-
-    return optax.GradientTransformation(init, update)
-
-
-def averaged(state: TrainState) -> Tree:
-    """The parameters that are to be judged and kept: their mean where the optimiser takes one."""
-    return state.opt_state.average if isinstance(state.opt_state, Averaging) else state.params
 
 
 class Widened(NamedTuple):

@@ -54,7 +54,6 @@ class SleepConfig:
     blanks: float = 0.0  # share of the dreamt prompts' tokens that the student, not its teacher, sees blanked
     steps: int = 400  # most optimiser steps
     batch_rows: int = 16  # rows of dreams per step
-    averaged: float = 0.0  # share of the steps that the slot is a running mean of; 0: as the last step left it
     held_out: float = 0.08  # share of the dreams kept for stopping early and for judging the night
     validate_every: int = 50  # steps between looks at the held-out dreams
     patience: int = 4  # looks without improvement before the night stops
@@ -79,8 +78,6 @@ class SleepConfig:
             raise ValueError(f"sleep.skill_share={self.skill_share} is not in [0, 1)")
         if not 0 <= self.blanks < 1:
             raise ValueError(f"sleep.blanks={self.blanks} is not in [0, 1)")
-        if not 0 <= self.averaged <= 1:
-            raise ValueError(f"sleep.averaged={self.averaged} is a share of the steps and must be in [0, 1]")
         above_zero(self, "sleep.", "night_weight")
         if not 0 < self.held_out < 0.5:
             raise ValueError(f"sleep.held_out={self.held_out} is not in (0, 0.5)")

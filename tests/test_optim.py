@@ -1,4 +1,3 @@
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +7,6 @@ from slots import read_slot
 
 from sleep_jax import optim, trees
 from sleep_jax.optim import OptimConfig
-from sleep_jax.types import TrainState
 
 
 def updates(config, steps, gradients, params=None):
@@ -130,27 +128,3 @@ def test_small_steps_on_numbers_of_half_precision_add_up_as_in_float32():
         assert x.dtype == jnp.bfloat16
         np.testing.assert_array_equal(x, wanted[name].astype(jnp.bfloat16))
         assert (np.asarray(x, float) < np.asarray(half[name], float)).all()
-
-
-@pytest.mark.parametrize("window, steps", [(4, 9), (4, 3), (2.5, 6), (0.3, 3)])
-def test_the_average_is_of_all_steps_and_then_of_a_window_of_them(window, steps):
-    inner = optim.make(OptimConfig(lr=0.5, warmup=0.0, final=1.0), 9)
-    optimizer, start = optim.averaging(inner, window), {"x_L": jnp.array([100.0, -7.0])}
-    alone = TrainState(jnp.int32(0), start, inner.init(start))
-    state = TrainState(jnp.int32(0), start, optimizer.init(start))
-    passed = []
-    for step in range(steps):
-        gradient = {"x_L": jnp.array([1.0 + step, -1.0])}
-        change, after = optimizer.update(gradient, state.opt_state, state.params)
-        state = TrainState(step + 1, optax.apply_updates(state.params, change), after)
-        change, after = inner.update(gradient, alone.opt_state, alone.params)
-        alone = TrainState(step + 1, optax.apply_updates(alone.params, change), after)
-        passed.append(np.asarray(state.params["x_L"], np.float64))
-    # Written out: step i weighs 1 / min(i, window), and what comes after takes its share of that.
-    share = 1 / np.minimum(np.arange(1, steps + 1), max(window, 1))
-    weights = share * np.append(np.cumprod((1 - share)[::-1])[::-1][1:], 1)
-    np.testing.assert_allclose(weights.sum(), 1)
-    if steps <= window:
-        np.testing.assert_allclose(weights, 1 / steps)
-    np.testing.assert_allclose(optim.averaged(state)["x_L"], weights @ np.stack(passed), rtol=1e-5)
-    chex.assert_trees_all_equal(state.params, alone.params, optim.averaged(alone))

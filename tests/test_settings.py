@@ -93,7 +93,6 @@ def test_a_value_of_another_type_is_named_with_its_key(values, said):
         ({"model": {"heads": 4, "kv_heads": 3}}, r"model.heads=4 .* model.kv_heads=3"),
         ({"birth": {"blanks": 1.0}}, r"^birth.blanks=1.0 is not in \[0, 1\)"),
         ({"sleep": {"blanks": -0.1}}, r"^sleep.blanks=-0.1 is not in \[0, 1\)"),
-        ({"sleep": {"averaged": 1.1}}, r"^sleep.averaged=1.1 is a share of the steps and must be in \[0, 1\]"),
         ({"sleep": {"held_out": 0.9}}, r"^sleep.held_out=0.9 is not in \(0, 0.5\)"),
         ({"sleep": {"optim": {"lr": -1.0}}}, r"sleep.optim: lr=-1.0"),
         ({"row_length": 65, "memory": {"periods": (130,)}}, r"row_length=65 exceeds model.max_len=64"),

@@ -164,8 +164,6 @@ def seed(
         return practise(step, trainable, lesson) if practised else ({"lesson": lesson}, {})
 
     optimizer = optim.make(config.optim, config.steps)
-    if config.averaged:
-        optimizer = optim.averaging(optimizer, config.averaged * config.steps)
     # At the temperature that is trained at: looks at another one would stop before the rates have fallen.
     held_out_kl = consolidate.mean_kl(objective, held_out, frozen, config.batch_rows)
     try:

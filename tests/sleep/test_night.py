@@ -6,7 +6,6 @@ import json
 import shutil
 import types
 
-import chex
 import jax
 import jax.numpy as jnp
 import lives
@@ -243,36 +242,6 @@ def test_blanks_are_the_students_alone(born, begun, tmp_path, monkeypatch, quick
         assert 0.2 < blank_BT.sum() / asked_BT.sum() < 0.8 and not (blank_BT & ~asked_BT).any()
     assert not seen[1][2], "drawn anew for every batch"
     np.testing.assert_array_equal(held_out[0].rows.tokens_BT, held_out[1].rows.tokens_BT)
-
-
-def test_an_averaged_night_takes_the_same_steps_and_keeps_their_mean(
-    born, begun, tmp_path, monkeypatch, quickly
-):
-    mean_kl, looks = consolidate.mean_kl, []
-
-    def looking(*args):
-        looks.append([])
-        loss = mean_kl(*args)
-        return lambda slot: looks[-1].append((loss(slot), jax.device_get(slot))) or looks[-1][-1][0]
-
-    monkeypatch.setattr(consolidate, "mean_kl", looking)
-    kept = []
-    for name, averaged in (("last", 0.0), ("mean", 0.5)):
-        begun(tmp_path / name, "000-birth", "001-wake")
-        sleep_ = {"averaged": averaged, "steps": 6, "validate_every": 1, "patience": 9}
-        world, state = waking(tmp_path / name, born, sleep=sleep_)
-        days = world.stream.days[:1]
-        outcome = night.run(world, "001-sleep", 1, state.params, state.memory, [], days, Variant())
-        kept.append(read_slot(outcome.memory, *outcome.place))
-    last, mean = ([slot for _, slot in found] for found in looks)
-    assert len(last) == len(mean) == 6
-    wanted = last[0]
-    for t, (slot, found) in enumerate(zip(last, mean, strict=True), start=1):
-        wanted = jax.tree.map(lambda a, p, t=t: a + (p - a) / min(t, 3), wanted, slot)
-        chex.assert_trees_all_close(found, wanted, atol=1e-6)
-    assert np.abs(last[-1]["b_NRD"] - mean[-1]["b_NRD"]).max() > 1e-4
-    for slot, found in zip(kept, looks, strict=True):
-        chex.assert_trees_all_equal(slot, min(found, key=lambda pair: pair[0])[1])
 
 
 def test_free_text_is_judged_by_its_likeliest_tokens_and_every_dream_counts_alike(
