@@ -195,7 +195,7 @@ def get_config() -> ConfigDict:
     g.recount = 20  # dreams of a context whose questions its awake instance answers for the night
     g.reread = True  # a trial learns the context itself beside its dreams
     g.grader = "exact"  # "exact", "f1", "contains" or "judge"
-    g.best_of_n = False  # the dreamer learns from the best rewarded dream of a context alone
+    g.best_of_n = False  # the dreamer learns from the best dream of every context, rewarded or not
     g.trials = t = ConfigDict()  # an adapter for each dream
     t.rank = 16  # R, columns of A and rows of B
     t.alpha = 32.0  # its product is scaled by alpha / rank

@@ -14,6 +14,7 @@ tokenizer.json):
     answers/000.jsonl       `Answer`, one a line: to every question, on the first morning and after each day
     dreams/night-01.jsonl   `Dream`, one a line; merge-07-1.jsonl where night 7 merged a full level 1
     dreams/rem-01-round-1.jsonl   `Trial`, one a line; with rem-01.jsonl, the `Dream`s of what was kept
+    dreams/rem-01-rounds.json     how each round went, and what a person should know of it
     anchor.json     in birth/, general text, see `anchor`; beside it notes/ of each day, see `notes`
 """
 

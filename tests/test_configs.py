@@ -42,7 +42,8 @@ def test_every_study_loads(study, name):
 
 
 @pytest.mark.parametrize(
-    "name, variant", [("learn_docs", "checkpoint"), ("knowledge_incorporation", "squad")]
+    "name, variant",
+    [("learn_docs", "checkpoint"), ("knowledge_incorporation", "squad"), ("few_shot_arc", "arc")],
 )
 def test_variants_load_and_others_are_refused(study, name, variant):
     get_config = study(name).get_config

@@ -33,7 +33,9 @@ def method(variant: Variant) -> Method:
 def dreams_on(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
     """Stage 2 of a night whose stage 1 has committed; after one that was rolled back nothing is new."""
     if state.nights[-1].outcome != "committed":
-        return state
+        reason = "stage 1 was rolled back, and left nothing to dream on from"
+        ended = metrics.Night(cycle, experience.name, "rolled back", reason, rem=True)
+        return dataclasses.replace(state, nights=[*state.nights, ended])
     dreams = metrics.read_jsonl(world.workdir / state.slots[-1].dreams_file)[0]
     told = [Example(d["prompt"], d["answer"]) for d in dreams if d["kept"] and d["teacher"] == "awake"]
     outcome = rem.run(world, name, cycle, state.params, state.memory, state.slots, experience.name, told)

@@ -60,7 +60,7 @@ class DreamConfig:
     recount: int = 20  # dreams of a context whose questions the awake instance answers, for the night to keep
     reread: bool = True  # a trial learns the context itself beside its dreams
     grader: str = "exact"  # of graders.NAMES
-    best_of_n: bool = False  # the dreamer learns from the best dream of a context alone, where it is rewarded
+    best_of_n: bool = False  # the dreamer learns from the best dream of every context, rewarded or not
     trials: TrialConfig = TrialConfig()
     learn: FitConfig = FitConfig()  # how the dreamer learns from what was rewarded
 
@@ -422,27 +422,40 @@ def graded(
     return found
 
 
-def rewarded(made: Sequence[Dreamt], config: DreamConfig) -> list[Dreamt]:
-    """What the dreamer learns from: dreams with reward 1, or of each context the best of them."""
-    good = [d for d in made if not d.reason and d.reward]
-    if not config.best_of_n:
-        return good
-    best: dict[str, Dreamt] = {}
-    for d in good:
-        if d.task.name not in best or d.after > best[d.task.name].after:
-            best[d.task.name] = d
-    return list(best.values())
+def rewarded(made: Sequence[Dreamt]) -> list[Dreamt]:
+    """The dreams with reward 1."""
+    return [d for d in made if not d.reason and d.reward]
+
+
+def best(tried: Sequence[Dreamt]) -> list[Dreamt]:
+    """Of each context the dream with the highest measure, the first of equals."""
+    found: dict[str, Dreamt] = {}
+    for d in tried:
+        if d.task.name not in found or d.after > found[d.task.name].after:
+            found[d.task.name] = d
+    return list(found.values())
+
+
+def examples(made: Sequence[Dreamt], config: DreamConfig) -> list[Dreamt]:
+    """What the dreamer learns from: dreams with reward 1, or the best of each context (`config.best_of_n`).
+
+    The best may have raised nothing: SEAL trains on one dream of every passage (what it published has 50 of
+    50), whatever that one came to.
+    """
+    return best([d for d in made if not d.reason]) if config.best_of_n else rewarded(made)
 
 
 def learn(
     who: Sleeper, dreamer: Tree | None, good: Sequence[Dreamt], config: DreamConfig, key: Array, seed: int
 ) -> tuple[Tree | None, float]:
-    """The dreamer after supervised steps on rewarded dreams (the M-step of ReST-EM).
+    """The dreamer after supervised steps on its best dreams, as they were said (the M-step of ReST-EM).
 
-    It begins anew from the model in every round, as ReST-EM does: what a round adds is better dreams.
+    Lines that were struck are learnt as well: what is rewarded is what the dreamer said, and what is left of
+    that afterwards is not its doing (our reading). It begins anew from the model in every round, as ReST-EM
+    does: what a round adds is better dreams.
 
     Returns:
-      The adapter and its last loss in nats per token; what came in, and NaN, where nothing was rewarded.
+      The adapter and its last loss in nats per token; what came in, and NaN, where there is no dream.
     """
     if not good:
         return dreamer, math.nan

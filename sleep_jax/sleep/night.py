@@ -155,13 +155,15 @@ def run(
     context = _days_text(world, experience, cycle, config.day_in_context)
     nights = tuple(range(cycle - len(days) + 1, cycle + 1))
     slot = Slot(0, 0, nights, tuple(d.name for d in days), len(experience.train), 0)
-    return settle(world, name, cycle, params, memory, slots, slot, old, [(awake, new)], variant, context)
+    asleep = params, memory, slots
+    return settle(world, name, cycle, today, *asleep, slot, old, [(awake, new)], variant, context)
 
 
 def settle(
     world: World,
     name: str,
     cycle: int,
+    experience: str,
     params: Tree,
     memory: Memory,
     slots: list[Slot],
@@ -174,12 +176,13 @@ def settle(
     """The second half of the transaction: seeds the first free slot with dreams, judges, commits or not.
 
     Args:
+      experience: what the night is named after.
       memory: with a free slot, as `make_room` leaves it.
       slot: what is to be written down of it; its place and the number of its dreams are found here.
       old_dreams, new_dreams: of every self that teaches, kept or not.
     """
     config = world.config.sleep
-    ended = functools.partial(metrics.Night, cycle, slot.experiences[-1], rem=slot.rem)
+    ended = functools.partial(metrics.Night, cycle, experience, rem=slot.rem)
     news = [d for _, ds in new_dreams for d in ds]
     dreams = [d for _, ds in old_dreams for d in ds] + news
     kept_new = [d for d in news if d.kept]

@@ -37,7 +37,7 @@ class Round:
 
     Attributes:
       dreams: all that were dreamt, tried or not.
-      nll: of the rewarded ones after the dreamer has learnt from them, nats per token; NaN without any.
+      nll: of those that the dreamer learnt from, after it has, nats per token; NaN without any.
       note: what a person should know of it, '' mostly.
     """
 
@@ -62,7 +62,7 @@ def learn_to_dream(
       ended: told of every round as it ends, so that it is on record whatever comes after.
 
     Returns:
-      The adapter that has learnt to dream, None where no dream ever was rewarded; and the rounds.
+      The adapter that has learnt to dream, None where there never was one to learn from; and the rounds.
 
     Raises:
       ValueError: there is no task.
@@ -73,7 +73,7 @@ def learn_to_dream(
         made = dream.imagine(who, dreamer, tasks, config, drawn)
         dream.select(who, start, made, config, picked)
         dream.attempt(who, start, made, config)
-        good = dream.rewarded(made, config)
+        good = dream.examples(made, config)
         note = _note(made, good)
         try:
             dreamer, nll = dream.learn(who, dreamer, good, config, begun, seed)
@@ -132,7 +132,7 @@ def _note(made: Sequence[Dreamt], good: Sequence[Dreamt]) -> str:
         return f"none of {len(made)} dreams could be tried ({commonest(made)}): the dreamer stays as it is"
     if not good:
         return f"none of {len(tried)} trials was rewarded: the dreamer stays as it is"
-    if all(d.reward for d in tried):
+    if len(good) == len(tried) and all(d.reward for d in tried):
         return f"all {len(tried)} trials were rewarded: they tell the dreamer nothing of what helps"
     return ""
 
@@ -141,6 +141,7 @@ def remember(
     world: World,
     name: str,
     cycle: int,
+    experience: str,
     params: Tree,
     memory: Memory,
     slots: list[Slot],
@@ -164,7 +165,7 @@ def remember(
     try:
         adapters = dream.instances(who, start, learnt, config)
     except FloatingPointError as error:
-        ended = metrics.Night(cycle, learnt[-1][0].name, "rolled back", str(error), rem=True)
+        ended = metrics.Night(cycle, experience, "rolled back", str(error), rem=True)
         return Outcome(params, memory, slots, ended)
     more = []
     if config.recount and any(ds for _, ds in learnt):
@@ -193,7 +194,7 @@ def remember(
     # What it holds counts as much as so many examples of a day: later nights dream of it in proportion.
     count = sum(d.kept for _, dreams in new for d in dreams)
     slot = Slot(0, 0, (cycle,), tuple(t.name for t, _ in learnt), count, 0, rem=True)
-    return night.settle(world, name, cycle, params, memory, slots, slot, old, new, Variant())
+    return night.settle(world, name, cycle, experience, params, memory, slots, slot, old, new, Variant())
 
 
 def _dream(awake: Self, task: Task, example: Example, world: World, doubt: str = "") -> Dream:
@@ -221,7 +222,7 @@ def kept(
     """A night that keeps what was learnt of some tasks: room is made, the past dreamt, and all of it seeded.
 
     Args:
-      name: "<cycle>-<what>", names the checkpoints; `experience` names the night where it is rolled back.
+      name: "<cycle>-<what>", names the checkpoints; `experience` names the night.
       params, memory, slots: asleep.
       adapters: the one that every instance begins with, and the dreamer's.
       rehearse: dreams of earlier selves once there is room; None are `rehearsed` ones.
@@ -236,8 +237,8 @@ def kept(
     if steps:
         sleep = dataclasses.replace(world.config.sleep, steps=steps)
         asleep = dataclasses.replace(world, config=dataclasses.replace(world.config, sleep=sleep))
-    key = rng.fold(key, 2)
-    outcome = remember(asleep, name, cycle, params, memory, slots, *adapters, learnt, old, config, key)
+    evening = cycle, experience, params, memory, slots
+    outcome = remember(asleep, name, *evening, *adapters, learnt, old, config, rng.fold(key, 2))
     world.account = asleep.account  # a night that was taken up again has read its own
     return outcome
 
@@ -342,8 +343,9 @@ def run(
     dreamer, rounds = learn_to_dream(
         who, start, tasks, config, rng.fold(key, 1), world.seed * 1000 + cycle, ended
     )
+    metrics.write_json(world.workdir, f"dreams/rem-{cycle:02d}-rounds.json", [summary(r) for r in rounds])
     # What the last round that had any rewards brought: a later one without is none the wiser.
-    good = next((good for one in reversed(rounds) if (good := dream.rewarded(one.dreams, config))), [])
+    good = next((good for one in reversed(rounds) if (good := dream.rewarded(one.dreams))), [])
     learnt = [(t, mine) for t in tasks if (mine := [d for d in good if d.task is t])]
     if not learnt:
         return rolled_back(rounds[-1].note)

@@ -211,8 +211,7 @@ def _kept(
 ) -> State:
     """The learner after a night that keeps an instance of every puzzle that had a rewarded regimen."""
     cycle = len(world.stream.days) + 1
-    one_each = dataclasses.replace(config, best_of_n=True)
-    best = dream.rewarded([d for one in rounds for d in one.dreams], one_each)
+    best = dream.best(dream.rewarded([d for one in rounds for d in one.dreams]))
     if not best:  # no room is made, and nothing merged, for nothing
         reason = "no regimen was rewarded: there is nothing to keep"
         return dataclasses.replace(

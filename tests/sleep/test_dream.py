@@ -131,6 +131,14 @@ def test_no_task_is_an_error(who):
         dream.imagine(who, None, [], CONFIG, KEY)
 
 
+def test_a_random_expert_opens_where_the_settings_say_so_and_there_is_memory(who, saying):
+    config, nobody = dataclasses.replace(CONFIG, random_expert=True), dataclasses.replace(who, memory=None)
+    asked = saying("a", "b", "c")
+    for sleeper, settings in ((who, config), (who, CONFIG), (nobody, config)):
+        dream.imagine(sleeper, None, TASKS[:1], settings, KEY)
+    assert [sampling.random_expert for _, sampling, _ in asked] == [True, False, False]
+
+
 def test_roles_take_turns_and_the_dreamer_is_scaled(who, saying, start):
     asked = saying("a", "b", "c")
     config = dataclasses.replace(CONFIG, roles=("rewrite", "free"), temperature=0.5, top_p=0.9)
@@ -308,9 +316,12 @@ def test_what_the_dreamer_learns_from():
         dreamt(TASKS[0], "b", before=0.0, after=1.0),
         dreamt(TASKS[0], "c", before=0.0, after=1.0, reason="not selected"),
         dreamt(TASKS[1], "d", before=0.5, after=0.5),
+        dreamt(TASKS[1], "e", before=0.5, after=0.5),
     ]
-    assert [d.text for d in dream.rewarded(made, CONFIG)] == ["a", "b"]
-    assert [d.text for d in dream.rewarded(made, dataclasses.replace(CONFIG, best_of_n=True))] == ["b"]
+    assert [d.text for d in dream.examples(made, CONFIG)] == ["a", "b"]
+    best_of_n = dataclasses.replace(CONFIG, best_of_n=True)
+    assert [d.text for d in dream.examples(made, best_of_n)] == ["b", "d"], "one of every context"
+    assert [d.text for d in dream.best(dream.rewarded(made))] == ["b"]
 
 
 def test_the_dreamer_learns_what_to_say_to_a_context(who):

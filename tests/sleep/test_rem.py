@@ -12,9 +12,11 @@ from equality import bit_equal
 
 from sleep_jax import metrics
 from sleep_jax.data import dreams as text
-from sleep_jax.data.stream import Example
+from sleep_jax.data.stream import Example, Experience
 from sleep_jax.data.tokenizer import Tokenizer
+from sleep_jax.methods import sleep
 from sleep_jax.model import lora
+from sleep_jax.phases import State
 from sleep_jax.sleep import dream, night, rem, trials
 from sleep_jax.sleep.dream import DreamConfig, Dreamt, Task
 from sleep_jax.sleep.seeding import Variant
@@ -138,8 +140,10 @@ def remembered(tiny, grown, monkeypatch, tmp_path):
         monkeypatch.setattr(dream, "imagine", imagine)
         monkeypatch.setattr(trials, "answers", answers)
         monkeypatch.setattr(night, "settle", lambda *args: settled.append(args) or "morning")
-        args = world, "004-rem", 4, params, memory, ["slots"], start, "dreamer", learnt, "old", config, KEY
-        morning = rem.remember(*args)
+        asleep = params, memory, ["slots"]
+        morning = rem.remember(
+            world, "004-rem", 4, "day 4", *asleep, start, "dreamer", learnt, "old", config, KEY
+        )
         if broken:
             return morning
         assert morning == "morning"
@@ -159,8 +163,10 @@ def test_what_is_kept_is_the_context_the_free_lines_and_answers_of_the_instances
         dreamt(one, "No? -> x", reason="duplicate"),
         dreamt(two, "Mute? -> a"),
     ]
-    (_, name, cycle, _, memory, slots, slot, old, new, variant), asked, start = remembered(learnt, more=more)
-    assert (name, cycle, slots, old, variant) == ("004-rem", 4, ["slots"], "old", Variant())
+    (_, name, cycle, *settled), asked, start = remembered(learnt, more=more)
+    experience, _, memory, slots, slot, old, new, variant = settled
+    assert (name, cycle, experience) == ("004-rem", 4, "day 4")
+    assert (slots, old, variant) == (["slots"], "old", Variant())
     assert [[q.prompt for q in qs] for qs in asked] == [["Where?", "Who?", "What?"], ["Mute?"]]
     kept = [[(d.example.prompt, d.example.answer) for d in ds if d.kept] for _, ds in new]
     assert kept == [
@@ -193,7 +199,7 @@ def test_what_is_dreamt_to_be_asked_is_on_record(remembered, tmp_path):
 
 def test_a_night_whose_adapters_fail_is_rolled_back(remembered):
     ended = remembered([(TASKS[0], [])], broken="an adapter is not finite")
-    assert ended.night == metrics.Night(4, "one", "rolled back", "an adapter is not finite", rem=True)
+    assert ended.night == metrics.Night(4, "day 4", "rolled back", "an adapter is not finite", rem=True)
     assert ended.slots == ["slots"] and not ended.new_dreams
 
 
@@ -269,7 +275,7 @@ def test_a_night_keeps_what_was_rewarded(nightly, tmp_path):
     told = [e for p in PEOPLE for e in p]
     outcomes = [(0.0, 1.0), (0.0, 0.0), (0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.0, 1.0)]
     kept, world, *_ = nightly(told, outcomes)
-    dreamer, learnt, old = kept[7:10]
+    dreamer, learnt, old = kept[8:11]
     assert (dreamer, old) == ("after 2", "old")
     assert [(t.name, [d.text.rsplit(" ", 1)[1] for d in ds]) for t, ds in learnt] == [
         ("day 4: 1", ["0"]),
@@ -278,6 +284,8 @@ def test_a_night_keeps_what_was_rewarded(nightly, tmp_path):
     [(phase, cycle, number, shown)] = world.writer.lines
     assert (phase, cycle, number, shown["tried"], shown["rewarded"]) == ("rem", 4, 1, 5, 2)
     assert len((tmp_path / "dreams/rem-04-round-1.jsonl").read_text().splitlines()) == 6
+    [told] = json.loads((tmp_path / "dreams/rem-04-rounds.json").read_text())
+    assert (told["round"], told["rewarded"], told["note"]) == (1, 2, "")
 
 
 @pytest.mark.parametrize(
@@ -288,8 +296,14 @@ def test_a_night_keeps_what_was_rewarded(nightly, tmp_path):
         (PEOPLE[0], (0.0, 1.0), "level 1 is full", "level 1 is full"),
     ],
 )
-def test_a_night_that_comes_to_nothing_says_why_and_changes_nothing(nightly, told, outcome, room, said):
+def test_a_night_that_comes_to_nothing_says_why_and_changes_nothing(
+    nightly, told, outcome, room, said, tmp_path
+):
     ended, _, memory, fake = nightly(told, [outcome] * 6, room)
+    if fake.dreamers:  # some were dreamt
+        [told] = json.loads((tmp_path / "dreams/rem-04-rounds.json").read_text())
+        helpless = "all 5 trials were rewarded: they tell the dreamer nothing of what helps"
+        assert told["note"] == (helpless if room else ended.night.reason)
     assert ended.night.reason.startswith(said) and ended.night.rem and ended.night.outcome == "rolled back"
     assert ended.memory is memory and ended.slots == ["slot"]
 
@@ -297,4 +311,13 @@ def test_a_night_that_comes_to_nothing_says_why_and_changes_nothing(nightly, tol
 def test_rewards_of_an_earlier_round_are_kept_where_the_last_has_none(nightly, monkeypatch):
     told, outcomes = [e for p in PEOPLE for e in p], [(0.0, 1.0)] + [(0.0, 0.0)] * 5
     kept, *_ = nightly(told, outcomes, further=[(0.0, 0.0)] * 6)
-    assert [[d.text[-1] for d in dreams] for _, dreams in kept[8]] == [["0"]]
+    assert [[d.text[-1] for d in dreams] for _, dreams in kept[9]] == [["0"]]
+
+
+def test_after_a_night_that_was_rolled_back_there_is_nothing_to_dream_on_from():
+    lost = metrics.Night(3, "day 3", "rolled back", "why")
+    state = State({"w": 1}, None, nights=[lost])
+    after = sleep.dreams_on(None, "003-rem", state, 3, Experience("day 3", (), (), ()))
+    why = "stage 1 was rolled back, and left nothing to dream on from"
+    assert after.nights == [lost, metrics.Night(3, "day 3", "rolled back", why, rem=True)]
+    assert dataclasses.replace(after, nights=[lost]) == state

@@ -143,7 +143,7 @@ def test_an_arm_that_breaks_has_no_row_and_the_others_go_on(compiled, tmp_path, 
 
 
 def test_without_a_reward_nothing_is_kept_and_the_study_goes_on(compiled, tmp_path, monkeypatch):
-    monkeypatch.setattr(dream, "rewarded", lambda made, config: [])
+    monkeypatch.setattr(dream, "rewarded", lambda made: [])
     with lives.quick(compiled):
         (found,) = few_shot.run(lives.config(**(SMALL | {"method": "sleep"})), str(tmp_path))
     (night,) = found["tasks"]["nights"]
