@@ -14,8 +14,8 @@ Command: python -m launch.main --config=configs/few_shot_arc.py --workdir=runs/f
 Ablations: --config.method=sleep,sleep_no_selection,sleep_no_random_expert,sleep_no_consolidation
 Choosing settings: --config.stream.probes=valid, never the test split.
 ARC itself (ARC-AGI-1 as published, in `{data_dir}/arc_agi1/`), in SEAL's subset and with the paper's numbers
-(60 regimens of a puzzle, 45 of them not tried), for a checkpoint; in bytes the longest of the eight puzzles
-takes 2,466 and its answer 271, and one that does not fit counts as not solved:
+(60 regimens of a puzzle, 45 of them not tried while dreaming is learnt), for a checkpoint; in bytes the
+longest of the eight puzzles takes 2,466 and its answer 271, and one that does not fit counts as not solved:
 --config=configs/few_shot_arc.py:arc --config.model.checkpoint=meta-llama/Llama-3.2-1B
 --config.data_dir=../shared/data. It has run to its end with small numbers and stories260K alone; its rates
 are reasoned.

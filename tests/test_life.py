@@ -77,7 +77,7 @@ def test_a_night_that_dreams_on_is_as_whole_and_resumes_as_well(born, compiled, 
     assert [(n["outcome"], n["rem"]) for n in nights] == [("committed", False), ("committed", True)]
     assert "all 4 trials were rewarded: they tell the dreamer nothing" in capsys.readouterr().out
     records = "metrics.jsonl", "slots.json", "dreams/rem-01-round-1.jsonl", "dreams/001-rem-recount.jsonl"
-    for record in (*records, "dreams/rem-01.jsonl"):
+    for record in (*records, "dreams/rem-01.jsonl", "dreams/rem-01-rounds.json"):
         assert (again / record).read_text() == (once / record).read_text(), record
     evening, morning = (lives.arrays(once, f"001-{stage}") for stage in ("sleep", "rem"))
     for path in evening:

@@ -56,7 +56,7 @@ def learn_to_dream(
     seed: int,
     ended: Callable[[Round], None],
 ) -> tuple[Tree | None, list[Round]]:
-    """`config.rounds` rounds of ReST-EM: dream, select, try, and learn from what was rewarded.
+    """`config.rounds` rounds of ReST-EM: dream, select, try, and learn from what helped (`dream.examples`).
 
     Args:
       ended: told of every round as it ends, so that it is on record whatever comes after.
@@ -130,8 +130,9 @@ def _note(made: Sequence[Dreamt], good: Sequence[Dreamt]) -> str:
     tried = [d for d in made if not d.reason]
     if not tried:
         return f"none of {len(made)} dreams could be tried ({commonest(made)}): the dreamer stays as it is"
-    if not good:
-        return f"none of {len(tried)} trials was rewarded: the dreamer stays as it is"
+    if not any(d.reward for d in tried):
+        then = "learns from the best of each context" if good else "stays as it is"
+        return f"none of {len(tried)} trials was rewarded: the dreamer {then}"
     if len(good) == len(tried) and all(d.reward for d in tried):
         return f"all {len(tried)} trials were rewarded: they tell the dreamer nothing of what helps"
     return ""
@@ -331,11 +332,13 @@ def run(
         left = len(told_apart(told))
         return rolled_back(f"the day left {left} dreams to gather, too few for a task of {need}")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
-    who = sleeper(world, params, memory)
+    who, summaries = sleeper(world, params, memory), []
 
     def ended(one: Round) -> None:
+        summaries.append(summary(one))
         metrics.write_dreams(world.workdir, f"rem-{cycle:02d}-round-{one.number}", map(told_of, one.dreams))
-        shown = {k: v for k, v in summary(one).items() if k not in ("round", "note") and v is not None}
+        metrics.write_json(world.workdir, f"dreams/rem-{cycle:02d}-rounds.json", summaries)
+        shown = {k: v for k, v in summaries[-1].items() if k not in ("round", "note") and v is not None}
         world.writer.write("rem", cycle, one.number, shown)
         if one.note:
             print(f"{experience} · dreaming, round {one.number}: {one.note}", flush=True)
@@ -343,7 +346,6 @@ def run(
     dreamer, rounds = learn_to_dream(
         who, start, tasks, config, rng.fold(key, 1), world.seed * 1000 + cycle, ended
     )
-    metrics.write_json(world.workdir, f"dreams/rem-{cycle:02d}-rounds.json", [summary(r) for r in rounds])
     # What the last round that had any rewards brought: a later one without is none the wiser.
     good = next((good for one in reversed(rounds) if (good := dream.rewarded(one.dreams))), [])
     learnt = [(t, mine) for t in tasks if (mine := [d for d in good if d.task is t])]

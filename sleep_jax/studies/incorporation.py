@@ -6,7 +6,6 @@ born and has lived some days with Sleep.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +52,7 @@ class Bench:
     Attributes:
       config: of dreaming, as the arm has it.
       grown: the learner before any passage, the same for every arm.
+      old: dreams of its earlier selves, which a night of this arm rehearses; with later slots there are more.
       grade: how answers are graded; a judge is the learner before any passage, whatever it has become.
       start: the adapter that every trial begins with.
       dreamer: adapter that has learnt to dream; None is the learner as it is.
@@ -63,15 +63,11 @@ class Bench:
     arm: Arm
     config: DreamConfig
     grown: State
+    old: Sequence[tuple[Self, list[Dream]]]
     grade: graders.Grader
     start: Tree
     dreamer: Tree | None
     nights: list[metrics.Night] = dataclasses.field(default_factory=list)
-
-    @functools.cached_property
-    def old(self) -> Sequence[tuple[Self, list[Dream]]]:
-        """Dreams of the learner's earlier selves, which a night rehearses; later slots dream more."""
-        return rem.rehearsed(self.world, self.grown.params, self.grown.memory, self.grown.slots, 0)
 
     def dreamt(
         self, part: str, params: Tree, memory: Memory, tasks: Sequence[Task], key: Array
@@ -297,9 +293,10 @@ def live(world: World, arm: Arm, grown: State, train: Sequence[Task], given: Seq
     state = dataclasses.replace(grown, extra={"dreamer": dreamer})
     if arm.dream and arm.learn:
         state = phases.phase(world, "000-dreamer", state, taught)
+    old = rem.rehearsed(world, grown.params, grown.memory, grown.slots, 0) if arm.keep else []
     who = rem.sleeper(world, grown.params, grown.memory)
     grade = graders.make(config.grader, who.model, who.params, who.memory, who.tok)
-    bench = Bench(world, arm, config, grown, grade, start, state.extra["dreamer"])
+    bench = Bench(world, arm, config, grown, old, grade, start, state.extra["dreamer"])
     for i, (name, part) in enumerate(PARTS.items()):
 
         def done(state: State, i: int = i, name: str = name, part: Part = part) -> State:

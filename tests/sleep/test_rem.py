@@ -82,6 +82,12 @@ def test_without_a_reward_nobody_has_learnt_to_dream(monkeypatch):
     dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, CONFIG, KEY, 7, lambda _: None)
     assert dreamer is None and fake.dreamers == [None, None]
     assert all(math.isnan(r.nll) for r in rounds)
+    fake = Rounds(monkeypatch, [[(1.0, 0.5), (1.0, 1.0), (1.0, 1.0)]])
+    config = dataclasses.replace(CONFIG, rounds=1, best_of_n=True)
+    dreamer, rounds = rem.learn_to_dream("who", "start", TASKS, config, KEY, 7, lambda _: None)
+    assert dreamer == "after 2" and fake.learnt == [["it is in Bath 1", "a cat is it 0"]]
+    said = "none of 3 trials was rewarded: the dreamer learns from the best of each context"
+    assert [r.note for r in rounds] == [said]
 
 
 def test_a_round_in_which_nothing_could_be_tried_says_so(monkeypatch):
@@ -275,8 +281,8 @@ def test_a_night_keeps_what_was_rewarded(nightly, tmp_path):
     told = [e for p in PEOPLE for e in p]
     outcomes = [(0.0, 1.0), (0.0, 0.0), (0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.0, 1.0)]
     kept, world, *_ = nightly(told, outcomes)
-    dreamer, learnt, old = kept[8:11]
-    assert (dreamer, old) == ("after 2", "old")
+    experience, dreamer, learnt, old = kept[3], *kept[8:11]
+    assert (experience, dreamer, old) == ("day 4", "after 2", "old")
     assert [(t.name, [d.text.rsplit(" ", 1)[1] for d in ds]) for t, ds in learnt] == [
         ("day 4: 1", ["0"]),
         ("day 4: 3", ["0"]),  # of its second dream, which was not selected, nothing is known
@@ -317,7 +323,9 @@ def test_rewards_of_an_earlier_round_are_kept_where_the_last_has_none(nightly, m
 def test_after_a_night_that_was_rolled_back_there_is_nothing_to_dream_on_from():
     lost = metrics.Night(3, "day 3", "rolled back", "why")
     state = State({"w": 1}, None, nights=[lost])
+    forgotten = dataclasses.replace(state, nights=[lost, metrics.Night(3, "day 3", "forgotten")])
     after = sleep.dreams_on(None, "003-rem", state, 3, Experience("day 3", (), (), ()))
     why = "stage 1 was rolled back, and left nothing to dream on from"
     assert after.nights == [lost, metrics.Night(3, "day 3", "rolled back", why, rem=True)]
     assert dataclasses.replace(after, nights=[lost]) == state
+    assert sleep.dreams_on(None, "003-rem", forgotten, 3, Experience("day 3", (), (), ())) is forgotten
