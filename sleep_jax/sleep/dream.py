@@ -337,7 +337,7 @@ def instances(
       FloatingPointError: as `trials.check` does.
     """
     adapters = _tried(who, start, learnt, config)
-    trials.check(adapters, start)
+    trials.check(adapters, start, [f"the adapter of {task.name!r}" for task, _ in learnt])
     return adapters
 
 

@@ -227,15 +227,18 @@ def faults(adapters: Tree, start: Tree) -> list[str]:
     return np.where(finite_I, still_I, f"is not finite: lower {rates}").tolist()
 
 
-def check(adapters: Tree, start: Tree) -> None:
+def check(adapters: Tree, start: Tree, names: Sequence[str]) -> None:
     """Better no night than one that goes by a broken adapter.
 
+    Args:
+      names: of the adapters, for a person.
+
     Raises:
-      FloatingPointError: one has a fault; the message counts from 0.
+      FloatingPointError: one has a fault.
     """
-    for i, fault in enumerate(faults(adapters, start)):
+    for name, fault in zip(names, faults(adapters, start), strict=True):
         if fault:
-            raise FloatingPointError(f"adapter {i} {fault}")
+            raise FloatingPointError(f"{name} {fault}")
 
 
 def fit(
@@ -269,7 +272,7 @@ def fit(
             if epoch == config.epochs - 1:
                 last.append(metrics["nll"])
     adapter = partition.fetch(state.params)
-    check(jax.tree.map(lambda x: x[None], adapter), start)
+    check(jax.tree.map(lambda x: x[None], adapter), start, ["the adapter"])
     last = partition.fetch(last)
     return adapter, float(sum(m.total for m in last) / sum(m.count for m in last))
 

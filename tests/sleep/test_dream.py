@@ -306,7 +306,7 @@ def test_a_trial_that_broke_costs_its_dream_alone(who, start, graded, monkeypatc
     dream.attempt(who, start, made, config)
     assert [d.reason for d in made] == ["", "its adapter is not finite: lower it"]
     assert made[0].before == 1 and math.isnan(made[1].after) and not made[1].reward
-    with pytest.raises(FloatingPointError, match="adapter 1 is not finite: lower it"):
+    with pytest.raises(FloatingPointError, match="the adapter of 'two' is not finite: lower it"):
         dream.instances(who, start, [(TASKS[0], made[:1]), (TASKS[1], made[1:])], config)
 
 

@@ -179,8 +179,8 @@ def test_a_trial_that_did_not_train_is_never_silent(self_, start, dreams, togeth
     for name, x in start.items():
         stuck[name][3] = x
     assert not any(trials.faults(together[0], start))
-    with pytest.raises(FloatingPointError, match="adapter 3 did not move"):
-        trials.check(stuck, start)
+    with pytest.raises(FloatingPointError, match="^d did not move: raise rem.trials.optim.lr"):
+        trials.check(stuck, start, "abcde")
     stuck["q_a_NIR"][1, 0, 0] = np.nan
     assert [f.split(":")[0] for f in trials.faults(stuck, start)] == [
         "", "is not finite", "", "did not move", ""
