@@ -37,9 +37,7 @@ def get_config(source: str = "generated"):
     knowledge_incorporation.for_checkpoint(c)
     c.model.max_len, c.row_length, c.memory.periods = 4096, 3072, (12288,)
     c.answer_tokens = c.sleep.recall.answer_max_new = 280
-    c.rem.per_context, c.rem.top, c.rem.random = 60, 14, 1
-    c.rem.trials.rank, c.rem.trials.alpha, c.rem.trials.at_once = 32, 64.0, 4
-    c.rem.trials.batch_rows, c.rem.trials.optim.lr, c.rem.learn.optim.lr = 1, 1e-3, 3e-4
+    c.rem.per_context, c.rem.top, c.rem.random, c.rem.trials.at_once = 60, 14, 1, 4
     return c
 
 

@@ -51,9 +51,7 @@ def get_config(source: str = "biographies"):
     # Five of each passage are learnt from; implications ask nothing that could be asked again.
     c.rem.roles, c.rem.per_context, c.rem.top, c.rem.random, c.rem.recount = ("implications",), 20, 4, 1, 0
     c.rem.common, c.rem.grader, c.rem.max_new = 0.0, "contains", 512  # its words are no dreams' of birth
-    c.rem.random_expert = True
-    c.rem.trials.rank, c.rem.trials.alpha, c.rem.trials.at_once = 32, 64.0, 8
-    c.rem.trials.batch_rows, c.rem.trials.optim.lr, c.rem.learn.optim.lr = 1, 1e-3, 3e-4
+    c.rem.random_expert, c.rem.trials.at_once = True, 8
     for_checkpoint(c)
     c.model.max_len, c.row_length, c.memory.periods = 2048, 1024, (8192,)
     return c
@@ -70,6 +68,8 @@ def for_checkpoint(c):
     c.sleep.recall.batch_size, c.rem.batch_size = 32, 32
     c.sleep.recall.answer_max_new, c.sleep.recall.max_new = 32, 256
     c.sleep.optim.lr = 1e-3
+    c.rem.trials.rank, c.rem.trials.alpha = 32, 64.0
+    c.rem.trials.batch_rows, c.rem.trials.optim.lr, c.rem.learn.optim.lr = 1, 1e-3, 3e-4
 
 
 def biographies():
