@@ -32,10 +32,10 @@ def method(variant: Variant) -> Method:
 
 def dreams_on(world: World, name: str, state: State, cycle: int, experience: Experience) -> State:
     """Stage 2 of a night whose stage 1 has committed; after one that was rolled back nothing is new."""
-    outcome = next(n.outcome for n in reversed(state.nights) if n.night == cycle and not n.rem)
-    if outcome == "forgotten":  # taken out between the two stages
+    stage_1 = next(n.outcome for n in reversed(state.nights) if n.night == cycle and not n.rem)
+    if stage_1 == "forgotten":  # taken out between the two stages
         return state
-    if outcome == "rolled back":
+    if stage_1 == "rolled back":
         reason = "stage 1 was rolled back, and left nothing to dream on from"
         ended = metrics.Night(cycle, experience.name, "rolled back", reason, rem=True)
         return dataclasses.replace(state, nights=[*state.nights, ended])

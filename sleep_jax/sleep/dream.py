@@ -448,7 +448,7 @@ def examples(made: Sequence[Dreamt], config: DreamConfig) -> list[Dreamt]:
 def learn(
     who: Sleeper, dreamer: Tree | None, good: Sequence[Dreamt], config: DreamConfig, key: Array, seed: int
 ) -> tuple[Tree | None, float]:
-    """The dreamer after supervised steps on such dreams, as they were said (the M-step of ReST-EM).
+    """The dreamer after supervised steps on `examples`, as they were said (the M-step of ReST-EM).
 
     Lines that were struck are learnt as well: what is rewarded is what the dreamer said, and what is left of
     that afterwards is not its doing (our reading). It begins anew from the model in every round, as ReST-EM
