@@ -84,6 +84,25 @@ def learn_to_dream(
     return dreamer, rounds
 
 
+def on_record(world: World, dreams: str, rounds: str, told: str) -> Callable[[Round], None]:
+    """What writes a round down as it ends, for `learn_to_dream`.
+
+    Args:
+      dreams, rounds: its dreams go to dreams/<dreams>-<number>.jsonl, all rounds so far to <rounds>.json.
+      told: who dreams, for what is printed.
+    """
+    summaries: list[dict] = []
+
+    def ended(one: Round) -> None:
+        summaries.append(summary(one))
+        metrics.write_dreams(world.workdir, f"{dreams}-{one.number}", map(told_of, one.dreams))
+        metrics.write_json(world.workdir, f"{rounds}.json", summaries)
+        if one.note:
+            print(f"{told}, round {one.number}: {one.note}", flush=True)
+
+    return ended
+
+
 def told_of(dreamt: Dreamt) -> metrics.Trial:
     """A dream with all that happened to it, for dreams/; what was learnt from untried has no reward."""
     tried = not dreamt.reason and math.isfinite(dreamt.difference)
@@ -320,32 +339,28 @@ def run(
       told: the dreams of the day that stage 1 kept.
     """
     config = world.config.rem
-    key = rng.fold(rng.stream(world.seed, "rem"), cycle)
+    key, seed = rng.fold(rng.stream(world.seed, "rem"), cycle), world.seed * 1000 + cycle
 
     def rolled_back(reason: str) -> Outcome:
         ended = metrics.Night(cycle, experience, "rolled back", reason, rem=True)
         return Outcome(params, memory, slots, ended)
 
-    tasks = gathered(told, experience, config, world.seed * 1000 + cycle)
+    tasks = gathered(told, experience, config, seed)
     if not tasks:
         need = config.lines + config.questions
         left = len(told_apart(told))
         return rolled_back(f"the day left {left} dreams to gather, too few for a task of {need}")
     start = lora.init(world.model.config, config.trials.rank, rng.fold(key, 0))
-    who, summaries = sleeper(world, params, memory), []
+    stem = f"rem-{cycle:02d}"
+    record = on_record(world, f"{stem}-round", f"dreams/{stem}-rounds", f"{experience} · dreaming")
 
     def ended(one: Round) -> None:
-        summaries.append(summary(one))
-        metrics.write_dreams(world.workdir, f"rem-{cycle:02d}-round-{one.number}", map(told_of, one.dreams))
-        metrics.write_json(world.workdir, f"dreams/rem-{cycle:02d}-rounds.json", summaries)
-        shown = {k: v for k, v in summaries[-1].items() if k not in ("round", "note") and v is not None}
+        record(one)
+        shown = {k: v for k, v in summary(one).items() if k not in ("round", "note") and v is not None}
         world.writer.write("rem", cycle, one.number, shown)
-        if one.note:
-            print(f"{experience} · dreaming, round {one.number}: {one.note}", flush=True)
 
-    dreamer, rounds = learn_to_dream(
-        who, start, tasks, config, rng.fold(key, 1), world.seed * 1000 + cycle, ended
-    )
+    who = sleeper(world, params, memory)
+    dreamer, rounds = learn_to_dream(who, start, tasks, config, rng.fold(key, 1), seed, ended)
     # What the last round that had any rewards brought: a later one without is none the wiser.
     good = next((good for one in reversed(rounds) if (good := dream.rewarded(one.dreams))), [])
     learnt = [(t, mine) for t in tasks if (mine := [d for d in good if d.task is t])]

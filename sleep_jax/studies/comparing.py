@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from sleep_jax import checkpoint, life, methods, metrics, report
+from sleep_jax import checkpoint, life, methods, report
 from sleep_jax.fit import World
 from sleep_jax.phases import State
 from sleep_jax.settings import Config, as_json
@@ -104,16 +104,9 @@ def dreaming(arm: Arm, config: DreamConfig) -> DreamConfig:
 def taught(
     world: World, who: Sleeper, start: Tree, tasks: Sequence[Task], config: DreamConfig, key: Array
 ) -> tuple[Tree | None, list[rem.Round]]:
-    """`rem.learn_to_dream`, written down: dreams/round-<n>.jsonl and rounds.json."""
-
-    def ended(one: rem.Round) -> None:
-        metrics.write_dreams(world.workdir, f"round-{one.number}", map(rem.told_of, one.dreams))
-        if one.note:
-            print(f"dreaming, round {one.number}: {one.note}", flush=True)
-
-    learnt, rounds = rem.learn_to_dream(who, start, tasks, config, key, world.seed, ended)
-    metrics.write_json(world.workdir, "rounds.json", [rem.summary(one) for one in rounds])
-    return learnt, rounds
+    """`rem.learn_to_dream`, every round on record as it ends: dreams/round-<n>.jsonl and rounds.json."""
+    ended = rem.on_record(world, "round", "rounds", "dreaming")
+    return rem.learn_to_dream(who, start, tasks, config, key, world.seed, ended)
 
 
 def collected(root: pathlib.Path, arms: Sequence[str], parts: Sequence[str]) -> list[dict]:
