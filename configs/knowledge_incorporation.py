@@ -6,7 +6,8 @@ one after the other. Arms: base, passage only, own dreams (no reward), SEAL (rew
 Sleep (selected dreams, consolidated into a fresh slot), and Sleep without one part each.
 
 Claim: what Sleep takes in stays beside what was known before, and of 50 passages at once it takes in a little
-more than an adapter that is added to the weights, after which what was known before is gone.
+more, on average over seeds and on the phrasings of test, than an adapter that is added to the weights, after
+which what was known before is gone.
 Cost: on one CPU core a birth of 8 to 12 minutes a seed and 4 until the study begins, then 44 to 62 for Sleep,
 23 to 28 for SEAL, 15 to 20 for passage only.
 Command: python -m launch.main --config=configs/knowledge_incorporation.py --workdir=runs/incorporation
@@ -29,8 +30,8 @@ n = 1 and in edits an adapter has the steps of a trial, Sleep those and a night;
 many gradient tokens as instances and night together.
 Number: test, mean of three seeds and its standard error: one passage Sleep 95.8 +- 2.8 %, SEAL 93.7 +- 1.6;
 fifty at once, twelve seeds, 95.9 and 94.2 (Sleep ahead by 1.75 +- 0.74), after which Sleep knows 86.5 % of
-birth (91.8 before), SEAL 4.1; of three seeds after eight edits in a row Sleep answers 88 to 100 % of the first
-passage, SEAL none.
+birth (91.8 before), SEAL 4.1; of three seeds after eight edits in a row Sleep answers 88 to 100 % of the
+first passage, SEAL none.
 What brought it there, step by step on valid: RESULTS.md. In short: trials of 80 steps at 5e-3 on two rows
 each in place of 20 at 1e-2 on all rows, lines that are not grounded struck out, a router that weighs a miss 4
 times, teacher and student softened by a temperature of 2 (82.5 -> 93.0 %); then prompts blanked at birth, a

@@ -84,12 +84,13 @@ def learn_to_dream(
     return dreamer, rounds
 
 
-def on_record(world: World, dreams: str, rounds: str, told: str) -> Callable[[Round], None]:
+def on_record(world: World, dreams: str, rounds: str, label: str) -> Callable[[Round], None]:
     """What writes a round down as it ends, for `learn_to_dream`.
 
     Args:
-      dreams, rounds: its dreams go to dreams/<dreams>-<number>.jsonl, all rounds so far to <rounds>.json.
-      told: who dreams, for what is printed.
+      dreams: its dreams go to dreams/<dreams>-<number>.jsonl.
+      rounds: path below the work directory; all rounds so far go to <rounds>.json.
+      label: stands before the round's number where it has a note, which is printed.
     """
     summaries: list[dict] = []
 
@@ -98,7 +99,7 @@ def on_record(world: World, dreams: str, rounds: str, told: str) -> Callable[[Ro
         metrics.write_dreams(world.workdir, f"{dreams}-{one.number}", map(told_of, one.dreams))
         metrics.write_json(world.workdir, f"{rounds}.json", summaries)
         if one.note:
-            print(f"{told}, round {one.number}: {one.note}", flush=True)
+            print(f"{label}, round {one.number}: {one.note}", flush=True)
 
     return ended
 

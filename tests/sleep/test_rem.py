@@ -320,6 +320,16 @@ def test_rewards_of_an_earlier_round_are_kept_where_the_last_has_none(nightly, m
     assert [[d.text[-1] for d in dreams] for _, dreams in kept[9]] == [["0"]]
 
 
+def test_rounds_are_on_record_as_each_ends(tmp_path, capsys):
+    ended = rem.on_record(types.SimpleNamespace(workdir=tmp_path), "round", "rounds", "dreaming")
+    for number, note in ((1, ""), (2, "none was rewarded")):
+        ended(rem.Round(number, [], 0.5, note))
+        told = json.loads((tmp_path / "rounds.json").read_text())
+        assert [one["round"] for one in told] == list(range(1, number + 1)) and told[-1]["note"] == note
+        assert (tmp_path / f"dreams/round-{number}.jsonl").exists()
+    assert capsys.readouterr().out == "dreaming, round 2: none was rewarded\n"
+
+
 def test_after_a_night_that_was_rolled_back_there_is_nothing_to_dream_on_from():
     lost = metrics.Night(3, "day 3", "rolled back", "why")
     state = State({"w": 1}, None, nights=[lost])
